@@ -1,0 +1,1 @@
+"""Repair text, drop what is not worth training on, redact personal data."""

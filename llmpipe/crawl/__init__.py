@@ -1,0 +1,1 @@
+"""Collect web sites politely into documents."""

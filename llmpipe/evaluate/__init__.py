@@ -1,0 +1,1 @@
+"""Score models, compare scores, continue prompts."""

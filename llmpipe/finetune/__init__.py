@@ -1,0 +1,1 @@
+"""Train a model for a task on labelled rows."""

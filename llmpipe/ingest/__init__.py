@@ -1,0 +1,1 @@
+"""Read files and folders into documents."""

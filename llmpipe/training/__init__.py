@@ -1,0 +1,1 @@
+"""What pretrain and finetune share: loop, objectives, optimizers, checkpoints, batches."""
