@@ -1,0 +1,32 @@
+"""What the tests share: running llmpipe as a user does, and making small directories of documents."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes at a time would fight over the cores
+
+
+@pytest.fixture
+def llmpipe(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run `llmpipe ARGUMENTS` in `tmp_path` and return exit code, stdout and stderr."""
+
+    def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+        options = {"cwd": tmp_path, "timeout": 300, **options}
+        return subprocess.run([sys.executable, "-m", "llmpipe", *map(str, arguments)], capture_output=True, text=True, encoding="utf-8", **options)
+
+    return run
+
+
+@pytest.fixture
+def make_docs() -> Callable[..., Path]:
+    """Make a directory of documents of texts, with a manifest, as ingest would."""
+    from tests.material import write_docs_dir
+
+    return write_docs_dir
