@@ -448,16 +448,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except click_error as error:
         return _fail(error.format_message(), _help_hint(error), USAGE) if error.format_message() else USAGE
-    except OSError as error:
-        from llmpipe.stage import describe
-
-        known = describe(error)
-        if known is None:
-            return _fail(f"{type(error).__name__}: {error}", "run it again with --debug to see where", FAILED)
-        return _fail(known.message, known.hint, known.exit_code)
     except MemoryError:
         return _fail("out of memory", "try fewer --workers or a smaller batch", FAILED)
-    except Exception as error:  # a defect of ours: say so, in one line, and keep the traceback for --debug
+    except Exception as error:
+        from llmpipe.stage import describe
+
+        if known := describe(error):
+            return _fail(known.message, known.hint, known.exit_code)
+        # anything else is a defect of ours: say so in one line, and keep the traceback for --debug
         return _fail(f"{type(error).__name__}: {error}", "this is a defect of llmpipe; --debug shows the traceback", FAILED)
 
 

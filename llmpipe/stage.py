@@ -8,6 +8,7 @@ what is left to do, and publishes the result by replacing `manifest.json`. Two h
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -38,7 +39,7 @@ from llmpipe.executor import map_units
 from llmpipe.log import Progress, log
 
 Kind = Literal["sites", "files", "docs", "tokenizer", "tokens", "model", "rows", "report"]
-Growth = Literal["append", "frozen", "rerun"]
+Growth = Literal["append", "frozen", "retrain", "rerun"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,8 @@ class Stage:
     """What `--input` may be; several kinds are alternatives."""
     writes: Kind
     growth: Growth
-    """What new input means: append a generation, keep what is there, or make it anew."""
+    """What new input means: append a generation; keep what is there; train anew, which costs hours and so wants --force
+    or a run directory; or just make it anew."""
     needs: tuple[str, ...] = ()
     """Further inputs by role: tokenizer, model."""
     version: int = 1
@@ -70,8 +72,8 @@ _TABLE = (
     Stage(name="dedup", module="llmpipe.dedup.stage", reads=("docs",), writes="docs", growth="append", help="Drop exact and near duplicates"),
     Stage(name="tokenizer", module="llmpipe.tokenizer.stage", reads=("docs",), writes="tokenizer", growth="frozen", help="Train a tokenizer"),
     Stage(name="tokenize", module="llmpipe.tokenizer.encode", reads=("docs",), needs=("tokenizer",), writes="tokens", growth="append", help="Turn documents into token shards"),
-    Stage(name="pretrain", module="llmpipe.pretrain.stage", reads=("tokens",), writes="model", growth="rerun", help="Train a language model from scratch"),
-    Stage(name="finetune", module="llmpipe.finetune.stage", reads=("rows", "docs"), needs=("model",), writes="model", growth="rerun", help="Train a model for a task on labelled rows"),
+    Stage(name="pretrain", module="llmpipe.pretrain.stage", reads=("tokens",), writes="model", growth="retrain", help="Train a language model from scratch"),
+    Stage(name="finetune", module="llmpipe.finetune.stage", reads=("rows", "docs"), needs=("model",), writes="model", growth="retrain", help="Train a model for a task on labelled rows"),
     Stage(name="eval", module="llmpipe.evaluate.stage", reads=("rows", "docs", "tokens"), needs=("model",), writes="report", growth="rerun", input_optional=True, help="Score a model"),
     Stage(name="generate", module="llmpipe.evaluate.generate", reads=("rows",), needs=("model",), writes="report", growth="rerun", input_optional=True, help="Continue a prompt"),
     Stage(name="export", module="llmpipe.export.stage", reads=(), needs=("model",), writes="model", growth="rerun", input_optional=True, help="Write a model in another format"),
@@ -350,7 +352,7 @@ def survey(stage: Stage, config: Any, inputs: list[Input], output: Path) -> Surv
     pending = [here[key] for key in here if key not in consumed]
     changed = [here[key] for key in here if key in consumed and here[key][1].sha256 != consumed[key].sha256]
     gone = [c for key, c in consumed.items() if key not in here]
-    if stage.growth == "rerun" and (pending or changed or gone):  # all of the input makes the output anew
+    if stage.growth in ("rerun", "retrain"):  # all of the input makes the output anew
         header_shards = sorted([i.role, s.name, s.sha256] for i in inputs for s in i.shards)
     else:
         header_shards = sorted([i.role, s.name, s.sha256] for i, s in [*pending, *changed])
@@ -419,6 +421,7 @@ def run_stage(stage: Stage, config: Any, request: Request, options: Options) -> 
             progress = Progress(stage.name)
             work = _work(stage, found, request, inputs, options, progress)
             if found.state == "fresh" and not (hasattr(module, "due") and module.due(config, work)):
+                journal_path(output).unlink(missing_ok=True)  # left by a kill between the manifest and the journal's end
                 for line in found.why:
                     log.info("%s: %s", stage.name, line)
                 return Outcome(stage=stage.name, state="fresh", why=found.why, output=output, manifest=found.previous, counts=Counts(), seconds=time.monotonic() - start)
@@ -443,7 +446,7 @@ def run_stage(stage: Stage, config: Any, request: Request, options: Options) -> 
 
 
 def _work(stage: Stage, found: Survey, request: Request, inputs: list[Input], options: Options, progress: Progress) -> Work:
-    again = stage.growth == "rerun"
+    again = stage.growth in ("rerun", "retrain")
     return Work(
         stage=stage,
         output=request.output,
@@ -464,12 +467,12 @@ def _settle(stage: Stage, found: Survey, output: Path, options: Options, config:
     """Refuse what must not be overwritten; clear what may be rebuilt, and survey again."""
     if found.state == "foreign":
         raise UsageError(f"{output} is not an output of llmpipe {stage.name}: it {found.why[0]}", hint="choose another --output; nothing there was touched")
-    rebuild = found.state == "stale" and (options.owned or options.force)
+    only_input = found.previous is not None and found.previous.fingerprint == found.fingerprint
+    rebuild = found.state == "stale" and (options.owned or options.force or (only_input and stage.growth == "rerun"))
     if found.state == "stale" and not rebuild:
-        changed_input = any(w.startswith("input ") for w in found.why)
-        kind = InputError if changed_input else UsageError
+        kind = InputError if only_input else UsageError
         raise kind(
-            f"{output} was made with another {'input' if changed_input else 'recipe'}:\n  " + "\n  ".join(found.why),
+            f"{output} was made with another {'input' if only_input else 'recipe'}:\n  " + "\n  ".join(found.why),
             hint="--force makes it anew; or choose another --output",
         )
     if rebuild or (options.force and found.state != "absent"):
@@ -482,6 +485,9 @@ def _settle(stage: Stage, found: Survey, output: Path, options: Options, config:
 
 SIDE_FOLDERS = ("dropped", "values", "index", "hosts", "warc", "checkpoints", "samples", "splits", "tokenizer", "state")
 """What an output may hold beside its root. `state` last: it holds the journal."""
+
+
+_UNIT_FILES = "*-[0-9][0-9][0-9][0-9][0-9]-[0-9][0-9][0-9][0-9][0-9][0-9].parquet"
 
 
 def clear(output: Path) -> None:
@@ -498,7 +504,7 @@ def clear(output: Path) -> None:
     (output / MANIFEST).unlink(missing_ok=True)
     for name in names:
         child(output, name).unlink(missing_ok=True)
-    for path in output.glob("*-[0-9][0-9][0-9][0-9][0-9]-*.parquet"):
+    for path in output.glob(_UNIT_FILES):
         path.unlink()
     (output / "metrics.jsonl").unlink(missing_ok=True)
     for folder in SIDE_FOLDERS:
@@ -532,7 +538,16 @@ def _publish(found: Survey, work: Work, counts: Counts, began: datetime, seconds
         info={**(previous.info if previous else {}), **work.info},
     )
     write_manifest(work.output, manifest)
+    _sweep(work.output, files)
     return manifest
+
+
+def _sweep(output: Path, listed: dict[str, Shard]) -> None:
+    """Remove unit files that no manifest lists (of an attempt with other input), so that `pandas.read_parquet(DIR)` is right."""
+    for pattern in (_UNIT_FILES, *(f"{folder}/{_UNIT_FILES}" for folder in SIDE_FOLDERS)):
+        for path in output.glob(pattern):
+            if str(path.relative_to(output)) not in listed:
+                path.unlink()
 
 
 def _commit() -> str | None:
@@ -620,13 +635,16 @@ def _files(path: Path) -> list[Shard]:
     return [_shard(path, name, 0) for name in names]
 
 
-def describe(error: OSError) -> LlmpipeError | None:
-    """Turn a full disk or a file-size limit into an error with a way out; None for any other OSError."""
-    import errno
+_FULL = ("no space left on device", "disk is full", "os error 28")
+_TOO_LARGE = ("file too large", "os error 27")
 
-    where = f" while writing {error.filename}" if error.filename else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+
+def describe(error: Exception) -> LlmpipeError | None:
+    """Turn a full disk or a file-size limit, in the words of whichever library met it, into an error with a way out."""
+    number, words = getattr(error, "errno", None), str(error).lower()
+    where = f" while writing {error.filename}" if getattr(error, "filename", None) else ""
+    if number in (errno.ENOSPC, errno.EDQUOT) or any(w in words for w in _FULL):
         return LlmpipeError(f"no space left on the disk{where}", hint="free some space and run the same command again; what was finished is kept")
-    if error.errno == errno.EFBIG:
+    if number == errno.EFBIG or any(w in words for w in _TOO_LARGE):
         return LlmpipeError(f"a file would pass the file-size limit{where}", hint="raise it (ulimit -f) and run the same command again; what was finished is kept")
     return None
