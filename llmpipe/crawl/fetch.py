@@ -1,0 +1,407 @@
+"""Fetch one URL, whatever the server does: limits on bytes, time and type, no silent redirect, TLS always verified.
+
+    fetcher = Fetcher(guard, user_agent="llmpipe/0.1", max_bytes=5 << 20, timeout_s=60)
+    fetched = fetcher.fetch(Target(url="http://a.example/", kind="page"))     # never raises: .rule says what went wrong
+
+Used from many threads at once. Connections are kept one per host and lent to one fetch at a time; a host that is
+fetched in parallel gets as many. Reads the network, writes nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import cache
+from typing import Any, Literal
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+from llmpipe.crawl.guard import Guard, Refused
+from llmpipe.crawl.robots import MAX_BYTES as MAX_ROBOTS_BYTES
+from llmpipe.crawl.urls import canonical, host_name, resolve
+
+Kind = Literal["page", "robots", "sitemap"]
+MAX_SITEMAP_BYTES = 50 << 20
+MAX_HOPS = 5
+MAX_IDLE_HOSTS = 256
+CHUNK_BYTES = 1 << 16
+CONNECT_TIMEOUT_S = 10.0
+READ_TIMEOUT_S = 20.0
+MAX_RETRY_AFTER_S = 86_400.0
+
+TRANSIENT = frozenset({408, 421, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524})
+_ACCEPT = {
+    "page": "text/html,application/xhtml+xml,text/plain;q=0.8,*/*;q=0.1",
+    "robots": "text/plain,*/*;q=0.1",
+    "sitemap": "application/xml,text/xml,text/plain;q=0.8,*/*;q=0.1",
+}
+_NOT_PROSE = frozenset("text/css text/javascript text/ecmascript text/csv text/tab-separated-values text/calendar text/vcard text/x-vcard text/cache-manifest text/event-stream".split())
+_XML = frozenset({"text/xml", "application/xml"})
+_MAGIC = (b"%PDF-", b"\x89PNG", b"GIF8", b"\xff\xd8\xff", b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf", b"Rar!", b"\x7fELF", b"OggS", b"ID3", b"RIFF", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+_STALE = re.compile(r"RemoteDisconnected|ConnectionReset|BrokenPipe")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    url: str
+    kind: Kind = "page"
+    etag: str | None = None
+    last_modified: str | None = None
+    """Validators of an earlier visit: make the request conditional."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Fetched:
+    url: str
+    """Of the response: differs from the target's only in spelling (a tracker removed), or for robots.txt."""
+    kind: Kind
+    status: int = 0
+    """0 when there was no response."""
+    headers: list[tuple[str, str]] = field(default_factory=list)
+    body: bytes = b""
+    rule: str | None = None
+    """Why this is not a page; None for a page (200) and for 304."""
+    value: str = ""
+    retry: bool = False
+    """Whether trying again may help."""
+    retry_after_s: float | None = None
+    location: str | None = None
+    """Absolute target of a redirect."""
+    truncated: str | None = None
+    """How a body that ended early fell short."""
+    seconds: float = 0.0
+    at: float = 0.0
+    """Unix time at which the fetch began."""
+    address: str | None = None
+    sitemap_urls: list[str] = field(default_factory=list)
+    """Set by the pool's thread for sitemaps, so that parsing doesn't hold up the crawl."""
+    sitemap_children: list[str] = field(default_factory=list)
+
+    def header(self, name: str) -> str | None:
+        return next((v for k, v in self.headers if k.lower() == name), None)
+
+
+# --- connections that go only where the guard lets them -----------------------------------------------------------
+
+
+class _Current(threading.local):
+    socket: socket.socket | None = None
+    started: Callable[[socket.socket], None] | None = None
+
+
+def _pools(guard: Guard, current: _Current) -> dict[str, type[HTTPConnectionPool]]:
+    def new_conn(self: HTTPConnection) -> socket.socket:
+        timeout = self.timeout if isinstance(self.timeout, int | float) else CONNECT_TIMEOUT_S
+        sock = guard.connect(self.host, self.port, timeout=timeout)
+        return sock
+
+    class Http(HTTPConnection):
+        _new_conn = new_conn
+
+        def request(self, *args: Any, **kwargs: Any) -> None:
+            if self.sock is None:
+                self.connect()
+            if current.started is not None:
+                current.started(self.sock)
+            super().request(*args, **kwargs)
+
+    class Https(HTTPSConnection):
+        _new_conn = new_conn
+
+        def request(self, *args: Any, **kwargs: Any) -> None:
+            if self.sock is None:
+                self.connect()
+            if current.started is not None:
+                current.started(self.sock)
+            super().request(*args, **kwargs)
+
+    class HttpPool(HTTPConnectionPool):
+        ConnectionCls = Http
+
+    class HttpsPool(HTTPSConnectionPool):
+        ConnectionCls = Https
+
+    return {"http": HttpPool, "https": HttpsPool}
+
+
+class _Adapter(HTTPAdapter):
+    """requests' transport with our connections and one TLS context for all (loading the CA list anew costs 20 ms)."""
+
+    def __init__(self, pools: dict[str, type[HTTPConnectionPool]], context: ssl.SSLContext) -> None:
+        self._pools, self._context = pools, context
+        super().__init__(pool_connections=4, pool_maxsize=1, max_retries=0)
+
+    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **kwargs: Any) -> None:
+        super().init_poolmanager(connections, maxsize, block=block, ssl_context=self._context, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = self._pools
+
+    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+        conn.cert_reqs = "CERT_REQUIRED"  # by the context, which holds the CA list; never off
+
+
+@cache
+def tls_context() -> ssl.SSLContext:
+    """The system's and certifi's authorities; SSL_CERT_FILE and SSL_CERT_DIR name others."""
+    context = ssl.create_default_context()
+    context.load_verify_locations(requests.certs.where())
+    return context
+
+
+# --- fetching -------------------------------------------------------------------------------------------------------
+
+
+class Fetcher:
+    def __init__(self, guard: Guard, *, user_agent: str, max_bytes: int, timeout_s: float) -> None:
+        self.guard, self.user_agent, self.max_bytes, self.timeout_s = guard, user_agent, max_bytes, timeout_s
+        self._current = _Current()
+        self._pools = _pools(guard, self._current)
+        self._idle: OrderedDict[str, list[_Adapter]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._running: dict[int, tuple[float, socket.socket | None]] = {}
+        self._accept = "gzip, deflate"
+
+    def fetch(self, target: Target) -> Fetched:
+        """Fetch `target`, at most MAX_HOPS redirects of the same identity (or of robots.txt) included. Never raises."""
+        began, wall = time.monotonic(), time.time()
+        deadline = began + self.timeout_s
+        url = target.url
+        for hop in range(MAX_HOPS + 1):
+            fetched = self._lend(url, target, deadline)
+            if fetched.rule == "protocol" and not fetched.status and _STALE.match(fetched.value):
+                fetched = self._lend(url, target, deadline)  # the server closed an idle connection as we used it
+            fetched.seconds, fetched.at = time.monotonic() - began, wall
+            if fetched.location is None:
+                return fetched
+            if target.kind != "robots" and (canonical(fetched.location) != canonical(url) or fetched.location == url):
+                break
+            if hop < MAX_HOPS:
+                url = fetched.location
+        if fetched.location is not None and canonical(fetched.location) == canonical(target.url):
+            fetched.rule, fetched.value, fetched.location = "redirect_loop", fetched.location, None
+        return fetched
+
+    def _lend(self, url: str, target: Target, deadline: float) -> Fetched:
+        """Take the host's idle connection, or a new one, for one request."""
+        host = host_name(url)
+        with self._lock:
+            idle = self._idle.get(host)
+            adapter = idle.pop() if idle else None
+        if adapter is None:
+            adapter = _Adapter(self._pools, tls_context())
+        me = threading.get_ident()
+        self._running[me] = (deadline, None)
+        self._current.started = lambda sock: self._running.__setitem__(me, (deadline, sock))
+        try:
+            fetched = self._request(adapter, url, target, deadline)
+        finally:
+            self._running.pop(me, None)
+            self._current.started = None
+        with self._lock:
+            self._idle.setdefault(host, []).append(adapter)
+            self._idle.move_to_end(host)
+            old = self._idle.popitem(last=False)[1] if len(self._idle) > MAX_IDLE_HOSTS else []
+        for adapter in old:
+            adapter.close()
+        return fetched
+
+    def _request(self, adapter: _Adapter, url: str, target: Target, deadline: float) -> Fetched:
+        headers = {"User-Agent": self.user_agent, "Accept": _ACCEPT[target.kind], "Accept-Encoding": self._accept}
+        if target.etag:
+            headers["If-None-Match"] = target.etag
+        if target.last_modified:
+            headers["If-Modified-Since"] = target.last_modified
+        fetched = Fetched(url=url, kind=target.kind)
+        left = max(deadline - time.monotonic(), 0.05)
+        response = None
+        try:
+            request = requests.Request("GET", url, headers=headers).prepare()
+            request.url = url  # as the site wrote it; requests would respell some escapes
+            response = adapter.send(request, stream=True, timeout=(min(CONNECT_TIMEOUT_S, left), min(READ_TIMEOUT_S, left)), verify=True)
+            fetched.status = response.status_code
+            fetched.headers = [(k, v) for k, v in response.raw.headers.items()]
+            self._judge(fetched, response, deadline)
+        except Exception as error:  # a server can make every layer fail; each failure becomes a counted rule
+            fetched.rule, fetched.value, fetched.retry = classify(error, late=time.monotonic() >= deadline)
+        finally:
+            if response is not None:
+                _finish(response, unread=fetched.rule is not None or fetched.truncated is not None)
+        return fetched
+
+    def _judge(self, fetched: Fetched, response: requests.Response, deadline: float) -> None:
+        """Decide by status and headers; read the body where it is wanted."""
+        status, headers = fetched.status, response.raw.headers
+        fetched.retry_after_s = parse_retry_after(headers.get("Retry-After"))
+        if status in (301, 302, 303, 307, 308):
+            location = headers.get("Location")
+            fetched.location = resolve(fetched.url, _latin1_to_utf8(location)) if location else None
+            fetched.rule, fetched.value = "redirect" if fetched.location else "redirect_broken", location or ""
+            return
+        if status == 304:
+            return
+        if status != 200:
+            fetched.rule, fetched.value, fetched.retry = f"http_{status}", response.reason or "", status in TRANSIENT
+            return
+        limit = {"page": self.max_bytes, "robots": MAX_ROBOTS_BYTES + 1, "sitemap": MAX_SITEMAP_BYTES}[fetched.kind]
+        encoding = headers.get("Content-Encoding", "").lower().replace(" ", "")
+        if not set(encoding.split(",")) <= {"", "identity", "gzip", "x-gzip", "deflate"}:
+            fetched.rule, fetched.value = "content_encoding", encoding
+            return
+        if fetched.kind == "page":
+            kind = media_type(headers.get("Content-Type"))
+            if kind and not _wanted(kind):
+                fetched.rule, fetched.value = "wrong_type", kind
+                return
+            length = headers.get("Content-Length", "")
+            if length.isdigit() and int(length) > limit:
+                fetched.rule, fetched.value = "too_large", length
+                return
+        self._read(fetched, response, limit, deadline)
+        if fetched.rule is None and fetched.kind == "page" and (found := _not_text(fetched)):
+            fetched.rule, fetched.value = "wrong_type", found
+
+    def _read(self, fetched: Fetched, response: requests.Response, limit: int, deadline: float) -> None:
+        """Read the body piece by piece as it arrives, inflated, up to `limit` bytes and the deadline."""
+        raw, pieces, size = response.raw, [], 0
+        try:
+            while piece := raw.read1(CHUNK_BYTES, decode_content=True):
+                pieces.append(piece)
+                size += len(piece)
+                if size > limit:
+                    if fetched.kind == "robots":
+                        fetched.truncated = f"longer than {MAX_ROBOTS_BYTES}"
+                        break
+                    fetched.rule, fetched.value = "too_large", str(size)
+                    return
+                if time.monotonic() > deadline:
+                    fetched.rule, fetched.value, fetched.retry = "timeout", f"{size} bytes in {self.timeout_s:g} s", True
+                    return
+        except (urllib3.exceptions.ProtocolError, OSError) as error:
+            if time.monotonic() > deadline or isinstance(error, TimeoutError) or not pieces:
+                raise
+            fetched.truncated = f"{type(error).__name__} after {size} bytes"
+        fetched.body = b"".join(pieces)
+
+    def expire(self) -> None:
+        """Cut connections that are past their deadline: headers can drip for ever below any timeout per read."""
+        now = time.monotonic()
+        for deadline, sock in list(self._running.values()):
+            if sock is not None and now > deadline + 0.5:
+                _cut(sock)
+
+    def abort(self) -> None:
+        """Cut every connection in use, so that threads end at once."""
+        for _, sock in list(self._running.values()):
+            if sock is not None:
+                _cut(sock)
+
+
+def _finish(response: requests.Response, *, unread: bool) -> None:
+    """Keep the connection for the next request: after a whole body, or a short one that can be skipped. Else close it."""
+    with suppress(OSError, urllib3.exceptions.HTTPError):
+        if unread:
+            length = response.raw.headers.get("Content-Length", "")
+            if response.raw.tell() or not length.isdigit() or int(length) > CHUNK_BYTES:
+                response.raw.close()
+                return
+            response.raw.drain_conn()
+        response.raw.release_conn()
+
+
+def _cut(sock: socket.socket) -> None:
+    with suppress(OSError):
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)  # the plain one: SSLSocket's would touch what its thread uses
+
+
+def classify(error: BaseException, *, late: bool = False) -> tuple[str, str, bool]:
+    """Name a failure: (rule, detail, whether trying again may help)."""
+    chain: list[BaseException] = []
+    todo: list[BaseException | None] = [error]
+    while todo and len(chain) < 20:
+        link = todo.pop()
+        if link is None or link in chain:
+            continue
+        chain.append(link)
+        todo += [link.__cause__, link.__context__, getattr(link, "reason", None) if isinstance(getattr(link, "reason", None), BaseException) else None]
+        todo += [a for a in link.args if isinstance(a, BaseException)]
+    for link in chain:
+        if isinstance(link, Refused):
+            return link.rule, link.value, link.retry
+    detail = f"{type(chain[-1]).__name__}: {chain[-1]}"[:200]
+    if late:
+        return "timeout", detail, True
+    for link in chain:
+        if isinstance(link, ssl.SSLCertVerificationError):
+            return "tls", getattr(link, "verify_message", "") or str(link), False
+    if any(isinstance(link, ssl.SSLError | urllib3.exceptions.SSLError) for link in chain):
+        return "tls", detail, False
+    if any(isinstance(link, requests.ConnectTimeout | urllib3.exceptions.NewConnectionError | ConnectionRefusedError) for link in chain):
+        return "connect", detail, True
+    if any(isinstance(link, TimeoutError | requests.Timeout | urllib3.exceptions.TimeoutError) for link in chain):
+        return "timeout", detail, True
+    if any(isinstance(link, urllib3.exceptions.DecodeError | requests.exceptions.ContentDecodingError) for link in chain):
+        return "content_encoding", detail, False
+    if any(isinstance(link, OSError) and link.errno in (101, 113) for link in chain):  # no route to network, to host
+        return "connect", detail, True
+    if any(isinstance(link, ValueError) and not isinstance(link, requests.RequestException) for link in chain[:1]):
+        return "protocol", detail, False
+    return "protocol", detail, True
+
+
+def parse_retry_after(value: str | None) -> float | None:
+    """Read seconds or an HTTP date; at least 1 s, at most a day."""
+    if not value:
+        return None
+    value = value.strip()
+    if re.fullmatch(r"\d{1,12}(\.\d+)?", value):
+        seconds = float(value)
+    else:
+        try:
+            at = parsedate_to_datetime(value)
+        except (TypeError, ValueError, IndexError, OverflowError):
+            return None
+        seconds = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - datetime.now(UTC).timestamp()
+    return min(max(seconds, 1.0), MAX_RETRY_AFTER_S)
+
+
+def media_type(value: str | None) -> str:
+    return (value or "").partition(";")[0].partition(",")[0].strip().lower()
+
+
+def _wanted(kind: str) -> bool:
+    return kind in _XML or kind == "application/xhtml+xml" or (kind.startswith("text/") and kind not in _NOT_PROSE)
+
+
+def _not_text(fetched: Fetched) -> str | None:
+    """Name what a body is that its type calls text, or that has no type; None for text."""
+    body = fetched.body
+    kind = media_type(fetched.header("content-type"))
+    start = body[:1024]
+    for magic in _MAGIC:
+        if body.startswith(magic):
+            return f"{kind or 'no type'}, begins with {magic!r}"
+    if b"\0" in start and not start.startswith((b"\xff\xfe", b"\xfe\xff")) and start.count(0) < len(start) // 4:
+        return f"{kind or 'no type'}, holds NUL"
+    if kind in _XML and not re.search(rb"<(html|!doctype\s+html)", start, re.I):
+        return kind
+    return None
+
+
+def _latin1_to_utf8(text: str) -> str:
+    """Undo http.client's reading of header bytes as latin-1: servers send Location in UTF-8."""
+    try:
+        return text.encode("latin-1").decode("utf-8")
+    except (UnicodeEncodeError, UnicodeDecodeError):
+        return text
