@@ -1,0 +1,241 @@
+"""The Transformer: RMSNorm, rotary positions, grouped-query attention with QK-norm, SwiGLU, tied embeddings.
+
+    model = Transformer(ModelConfig(vocab_size=4096, num_layers=4, dim=256, num_heads=4))
+    loss = model(ids, targets)              # (B, T) each; the summed cross-entropy, what training minimises
+    logits = model(ids)                     # (B, T, V)
+
+The architecture and every parameter's name are those of Qwen3 in `transformers` (of Llama, with `qk_norm=False`), so a
+Hugging Face export is the state dict itself: see models/hf.py. Shapes in comments: batch B, tokens T, keys S, width C,
+heads H, head width D, vocabulary V.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llmpipe.models.linear_loss import IGNORE, linear_cross_entropy
+
+__all__ = ["IGNORE", "KVCache", "ModelConfig", "Transformer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The shape of a model; all that is needed to build it."""
+
+    kind: Literal["gpt"] = "gpt"
+    vocab_size: int
+    num_layers: int
+    dim: int
+    num_heads: int
+    num_kv_heads: int = 0
+    """Key and value heads, each shared by num_heads / num_kv_heads query heads; 0: as many as num_heads."""
+    head_dim: int = 0
+    """0: dim / num_heads."""
+    ffn_dim: int = 0
+    """Width inside the SwiGLU; 0: 8/3 of dim, rounded up to a multiple of 64, which costs what a 4x plain MLP does."""
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    qk_norm: bool = True
+    tie_embeddings: bool = True
+    max_seq_len: int = 1024
+    """Longest sequence that the positions are made for; more is an error."""
+
+    def __post_init__(self) -> None:
+        set_ = object.__setattr__  # frozen: this is where derived defaults are filled in
+        set_(self, "num_kv_heads", self.num_kv_heads or self.num_heads)
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}")
+        if not self.head_dim and self.dim % self.num_heads:
+            raise ValueError(f"dim {self.dim} is not a multiple of num_heads {self.num_heads}")
+        set_(self, "head_dim", self.head_dim or self.dim // self.num_heads)
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim {self.head_dim} is odd; rotary positions turn pairs")
+        set_(self, "ffn_dim", self.ffn_dim or -(-8 * self.dim // 3 // 64) * 64)
+
+
+class Transformer(nn.Module):
+    """A decoder-only language model."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        if not config.tie_embeddings:
+            self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
+
+    def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Return logits (B, T, V); with `targets` (B, T) instead the cross-entropy summed over those that are not IGNORE."""
+        hidden = self.hidden(ids)
+        return self.logits(hidden) if targets is None else linear_cross_entropy(hidden, self.output_weight(), targets)
+
+    def hidden(self, ids: Tensor, *, cache: KVCache | None = None, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
+        """Return the last hidden states (B, T, C), after the final norm.
+
+        `cache` holds what came before `ids` and grows by them. `attention_mask` (B, S), 1 or True where a key may be
+        seen, S counting the cached ones too: needed for padding on the left only, since no token sees what is on its
+        right. `positions` (T,) default to what follows the cache.
+        """
+        return self.model(ids, cache=cache, attention_mask=attention_mask, positions=positions)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Score the vocabulary: (…, C) -> (…, V)."""
+        return F.linear(hidden, self.output_weight())
+
+    def output_weight(self) -> Tensor:
+        return self.model.embed_tokens.weight if self.config.tie_embeddings else self.lm_head.weight
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator) -> None:
+        """Draw weights: embeddings N(0, 0.02), matrices into a block uniform with std 1/sqrt(fan-in), matrices out of it zero.
+
+        Zero output projections make every block the identity at the start, whatever the depth; the norms hide the small scale of the
+        embeddings from the blocks, and the head that is tied to them starts with logits near zero.
+        """
+        for name, p in self.named_parameters():
+            if p.ndim == 1:
+                p.fill_(1.0)
+            elif name.endswith(("o_proj.weight", "down_proj.weight")):
+                p.zero_()
+            elif name.endswith(("embed_tokens.weight", "lm_head.weight")):
+                p.normal_(0.0, 0.02, generator=generator)
+            else:
+                bound = (3.0 / p.shape[1]) ** 0.5
+                p.uniform_(-bound, bound, generator=generator)
+
+
+class KVCache:
+    """Keys and values of the tokens so far, in buffers allocated once."""
+
+    def __init__(self, config: ModelConfig, *, batch_size: int, max_len: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> None:
+        shape = (config.num_layers, batch_size, config.num_kv_heads, max_len, config.head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    @property
+    def max_len(self) -> int:
+        return self.keys.shape[3]
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (B, Hkv, T, D) behind what is there and return all of it, (B, Hkv, S, D). `length` moves at the end of a pass."""
+        end = self.length + keys.shape[2]
+        if end > self.max_len:
+            raise ValueError(f"the cache holds {self.max_len} tokens, {end} are needed")
+        self.keys[layer, :, :, self.length : end] = keys
+        self.values[layer, :, :, self.length : end] = values
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep or repeat rows of the batch: one prompt, several continuations."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks, final norm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self._tables: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, ids: Tensor, *, cache: KVCache | None, attention_mask: Tensor | None, positions: Tensor | None) -> Tensor:
+        length, past = ids.shape[1], cache.length if cache is not None else 0
+        if past + length > self.config.max_seq_len:
+            raise ValueError(f"{past + length} tokens are more than max_seq_len {self.config.max_seq_len}")
+        cos, sin = self._rotations(ids.device)
+        where: Any = slice(past, past + length) if positions is None else positions
+        rotation = cos[where], sin[where]
+        mask = attention_bias(length, past, attention_mask, ids.device)
+        x = self.embed_tokens(ids)
+        for layer in self.layers:
+            x = layer(x, rotation, mask, cache)
+        if cache is not None:
+            cache.length += length
+        return self.norm(x)
+
+    def _rotations(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (max_seq_len, D / 2) in fp32; made on first use, so that they survive meta-device construction."""
+        if self._tables is None or self._tables[0].device != device:
+            half = torch.arange(0, self.config.head_dim, 2, dtype=torch.float32) / self.config.head_dim
+            angles = torch.outer(torch.arange(self.config.max_seq_len, dtype=torch.float32), self.config.rope_theta**-half)
+            self._tables = angles.cos().to(device), angles.sin().to(device)
+        return self._tables
+
+
+def attention_bias(length: int, past: int, keep: Tensor | None, device: torch.device) -> Tensor | None:
+    """Make the mask (B or 1, 1, T, S) of who may see whom, True where they may; None where plain causality or nothing is needed."""
+    if keep is None and (past == 0 or length == 1):
+        return None  # is_causal, or one token that sees all that came before it: no mask keeps SDPA on its fast path
+    seen = torch.arange(past + length, device=device) <= torch.arange(past, past + length, device=device)[:, None]
+    if keep is None:
+        return seen[None, None]
+    own = torch.eye(past + length, dtype=torch.bool, device=device)[past:]  # a padding token sees itself, or its softmax is 0/0
+    return (seen & (keep[:, None, None, :].bool() | own)).contiguous()
+
+
+class Block(nn.Module):
+    """Attention and SwiGLU, each behind a norm and added to the stream."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.mlp = SwiGLU(config)
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotation, mask, cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Attention(nn.Module):
+    """Causal attention with grouped queries, rotary positions and an RMS norm on each head's queries and keys."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.head_dim = layer, config.head_dim
+        self.groups = config.num_heads // config.num_kv_heads
+        self.q_proj = nn.Linear(config.dim, config.num_heads * config.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.dim, config.num_kv_heads * config.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.dim, config.num_kv_heads * config.head_dim, bias=False)
+        self.o_proj = nn.Linear(config.num_heads * config.head_dim, config.dim, bias=False)
+        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))  # (B, T, H, D)
+        q = rotate(self.q_norm(q), rotation).to(v.dtype).transpose(1, 2)
+        k = rotate(self.k_norm(k), rotation).to(v.dtype).transpose(1, 2)
+        v = v.transpose(1, 2)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)
+        if self.groups > 1:
+            k, v = (t.repeat_interleave(self.groups, dim=1) for t in (k, v))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and q.shape[2] > 1)
+        return self.o_proj(y.transpose(1, 2).flatten(2))
+
+
+def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn pairs (i, i + D/2) of (B, T, H, D) by their position's angle (the half-split layout of Llama and Qwen)."""
+    cos, sin = (t[:, None, :] for t in rotation)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+class SwiGLU(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.up_proj = nn.Linear(config.dim, config.ffn_dim, bias=False)
+        self.down_proj = nn.Linear(config.ffn_dim, config.dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
