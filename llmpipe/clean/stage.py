@@ -1,0 +1,171 @@
+"""Repair text, keep what is worth training on, redact personal data.
+
+    llmpipe clean --input docs --output cleaned --set 'languages=[en, zh]' --set presets='[fineweb, fineweb2-zh]'
+
+Reads a directory of documents. Writes documents, `dropped/` (each with the rule, its value and threshold) and `values/`
+(what every rule measured on every document, kept or not).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from llmpipe.config import cosmetic
+from llmpipe.data.docs import SCHEMA, DocUnit, content_hash, dropped_table
+from llmpipe.stage import Counts, UnitOutput, Work
+
+MAX_SAMPLED_UNITS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    presets: list[str] = field(default_factory=lambda: ["fineweb"])
+    """Sets of filters with published thresholds, applied in order: gopher, c4, fineweb, fineweb2-zh. The variant (English,
+    Chinese, other languages with or without spaces) follows each document's language."""
+    filters: list[Any] = field(default_factory=list)
+    """Single filters by name, or `{name: {threshold: value}}` to override thresholds of a preset, `{name: off}` to leave one
+    out. Names: length, encoding, gopher_repetition, gopher_quality, c4, fineweb_quality, or package.module:Name for your own."""
+    languages: list[str] = field(default_factory=list)
+    """Keep only documents in these (BCP-47: en, zh, ja, …); none: keep all."""
+    min_language_score: float = 0.0
+    """Drop documents whose language is less certain than this (0 to 1)."""
+    pii: Literal["redact", "drop", "off"] = "redact"
+    """E-mail, public IP addresses, phone numbers and Chinese ID numbers: replace by <EMAIL>, <IP>, <PHONE>, <ID_NUMBER>;
+    drop the document; or leave as is."""
+    sample: int = cosmetic(500)
+    """Documents that --dry-run tries the rules on; 0: none."""
+
+    def __post_init__(self) -> None:
+        from llmpipe.clean.judge import Recipe
+
+        if not 0 <= self.min_language_score <= 1:
+            raise ValueError(f"min_language_score: {self.min_language_score} is not between 0 and 1")
+        Recipe.of(self)
+
+
+def run(config: Config, work: Work) -> Counts:
+    """Clean all pending row groups, each on its own."""
+    results = work.map(clean_unit, work.doc_units(), shared=config)
+    return sum((r.counts for r in results), Counts())
+
+
+def clean_unit(unit: DocUnit, out: UnitOutput, config: Config) -> Counts:
+    """Clean one row group: documents at the root, the rest in `dropped/`, measurements in `values/`."""
+    from llmpipe.clean.judge import judge
+
+    table = unit.read(SCHEMA.names)
+    ops = table.column("op").to_pylist()
+    live = [i for i, op in enumerate(ops) if op != "gone"]
+    verdict = judge(table.column("text").take(pa.array(live, pa.int64())).to_pylist(), _recipe(_key(config)))
+    place = {row: k for k, row in enumerate(live)}
+
+    kept_rows, texts, kept_ops = [], [], []
+    for row, op in enumerate(ops):
+        k = place.get(row)
+        if k is not None and verdict.reasons[k] is None:
+            kept_rows.append(row), texts.append(verdict.texts[k]), kept_ops.append(op)
+        elif op != "new":  # an earlier version may have been kept
+            kept_rows.append(row), texts.append(""), kept_ops.append("gone")
+    out.docs(_docs(table, kept_rows, texts, kept_ops, place, verdict))
+    dropped = [k for k, reason in enumerate(verdict.reasons) if reason is not None]
+    ids, urls = table.column("id").to_pylist(), table.column("url").to_pylist()
+    originals = table.column("text")
+    out.dropped(
+        dropped_table(
+            {
+                "id": ids[live[k]],
+                "url": urls[live[k]],
+                "stage": "clean",
+                "rule": verdict.reasons[k].rule,
+                "value": verdict.reasons[k].value,
+                "threshold": verdict.reasons[k].threshold,
+                "partner_id": None,
+                "snippet": originals[live[k]].as_py()[:200],
+            }
+            for k in dropped
+        )
+    )
+    out.table("values", _values([ids[i] for i in live], verdict))
+    by_rule = Counter(verdict.reasons[k].rule for k in dropped)
+    return Counts(read=len(live), kept=len(live) - len(dropped), dropped=dict(sorted(by_rule.items())), extra=dict(sorted((k, n) for k, n in verdict.counts.items() if n)))
+
+
+def _docs(table: pa.Table, rows: list[int], texts: list[str], ops: list[str], place: dict[int, int], verdict: Any) -> pa.Table:
+    """Take `rows` of the input with their new text, language, hash and op."""
+    docs = table.take(pa.array(rows, pa.int64())).select(SCHEMA.names).cast(SCHEMA)
+    numbers = [place.get(row) for row in rows]
+    gone = [op == "gone" for op in ops]
+    new = {
+        "text": texts,
+        "language": [None if g else verdict.languages[k] for k, g in zip(numbers, gone, strict=True)],
+        "language_score": [None if g else float(verdict.scores[k]) for k, g in zip(numbers, gone, strict=True)],
+        "content_hash": [content_hash(t) for t in texts],
+        "op": ops,
+    }
+    for name, column in new.items():
+        index = SCHEMA.get_field_index(name)
+        docs = docs.set_column(index, SCHEMA.field(index), pa.array(column, SCHEMA.field(index).type))
+    return docs
+
+
+def _values(ids: list[str], verdict: Any) -> pa.Table:
+    """One row a document: its language, profile, first failed rule, and a float column for each statistic."""
+    columns = {
+        "id": pa.array(ids, pa.string()),
+        "language": pa.array(verdict.languages, pa.string()),
+        "language_score": pa.array(verdict.scores, pa.float32()),
+        "profile": pa.array(verdict.profiles, pa.string()),
+        "rule": pa.array([r.rule if r else None for r in verdict.reasons], pa.string()),
+    }
+    for name in sorted(verdict.values):
+        values = verdict.values[name]
+        columns[name] = pa.array(values, pa.float32(), mask=np.isnan(values))
+    return pa.table(columns)
+
+
+def _key(config: Config) -> str:
+    import json
+
+    return json.dumps({"presets": config.presets, "filters": config.filters, "languages": config.languages, "min_language_score": config.min_language_score, "pii": config.pii})
+
+
+@cache
+def _recipe(key: str) -> Any:
+    """Resolve a config once a process."""
+    import json
+
+    from llmpipe.clean.judge import Recipe
+
+    return Recipe.of(Config(**json.loads(key)))
+
+
+def plan(config: Config, work: Work) -> dict[str, Any]:
+    """Try the rules on a sample of the pending documents: how many each would drop first, how many at all, and which."""
+    from llmpipe.clean.judge import Recipe, judge
+
+    units = work.doc_units()
+    if not config.sample or not units:
+        return {}
+    chosen = units[:: max(len(units) // MAX_SAMPLED_UNITS, 1)]
+    share = -(-config.sample // len(chosen))
+    ids, texts = [], []
+    for unit in chosen:
+        table = unit.read(["id", "text"])
+        step = max(table.num_rows // share, 1)
+        rows = pa.array(range(0, table.num_rows, step)[:share], pa.int64())
+        ids += table.column("id").take(rows).to_pylist()
+        texts += table.column("text").take(rows).to_pylist()
+    verdict = judge(texts, Recipe.of(config))
+    first = Counter(r.rule for r in verdict.reasons if r)
+    rules = {}
+    for name, failed in verdict.failed.items():
+        if failed.any():
+            examples = [ids[i] for i, reason in enumerate(verdict.reasons) if reason and reason.rule == name][:5]
+            rules[name] = {"first_fail": first[name] / len(texts), "any_fail": float(failed.mean()), "examples": examples}
+    return {"sample": {"documents": len(texts), "kept": sum(r is None for r in verdict.reasons), "rules": dict(sorted(rules.items(), key=lambda kv: -kv[1]["first_fail"]))}}
