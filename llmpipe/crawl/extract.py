@@ -234,6 +234,11 @@ class ExtractPool:
     def is_full(self) -> bool:
         return self.pending_bytes >= self.max_pending_bytes
 
+    @property
+    def connections(self) -> list[Connection]:
+        """Readable when `poll` has something to do (while `pending`): for a loop that waits on other things too."""
+        return [worker.connection for worker in self._workers]
+
     def submit(self, key: str, body: bytes | str, url: str, content_type: str | None, *, truncated: bool = False) -> None:
         """Queue a document; its result comes from `poll` under the same key."""
         if isinstance(body, str):
