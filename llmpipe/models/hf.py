@@ -44,7 +44,7 @@ def save_model(directory: Path, model: Transformer, *, tokenizer: Path, dtype: t
     ids = special_ids(tokenizer)
     written = save_tokenizer(directory, tokenizer, model_max_length=model.config.max_seq_len)
     write_json(directory / "config.json", {**config_json(model.config, stored), **ids})
-    write_json(directory / "generation_config.json", {"_from_model_config": False, **ids, **(generation or {})})
+    write_json(directory / "generation_config.json", {**ids, **(generation or {})})
     save_weights(directory / "model.safetensors", weights)
     return [*written, directory / "config.json", directory / "generation_config.json", directory / "model.safetensors"]
 
