@@ -217,6 +217,8 @@ def _convert_dataclass(kind: type, tree: Any, path: str, faults: list[str]) -> A
 
 
 def _convert_raw(kind: Any, raw: Any, base: Path | None, path: str, faults: list[str]) -> Any:
+    if isinstance(raw, Value):  # of a map, whose entries may come from several sources
+        raw, base = raw.raw, raw.base
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         return _convert_union(kind, args, raw, base, path, faults)

@@ -204,31 +204,42 @@ class Frontier:
 
     # --- URLs ----------------------------------------------------------------------------------------------------
 
-    def add_urls(self, urls: Iterable[NewUrl], *, round_number: int) -> list[int]:
-        """Add what isn't known yet; return the ids of the new ones."""
+    def add_urls(self, urls: Iterable[NewUrl], *, round_number: int) -> list[tuple[int, int]]:
+        """Add what isn't known yet; return (id, host) of the new ones."""
         added = []
         for new in urls:
-            if new.url in self._known:
-                continue
-            if new.kind == "page":
-                if len(self._known) >= MAX_KNOWN:
-                    self._known.clear()
-                self._known.add(new.url)
+            key, host = url_key(new.url, new.kind), self.host_id(host_name(new.url))
             cursor = self._write(
                 "INSERT OR IGNORE INTO urls(key, url, host, state, kind, source, depth, hops, via, first_round) VALUES(?, ?, ?, 0, ?, ?, ?, ?, ?, ?)",
-                (url_key(new.url, new.kind), new.url, self.host_id(host_name(new.url)), new.kind, new.source, new.depth, new.hops, new.via, round_number),
+                (key, new.url, host, new.kind, new.source, new.depth, new.hops, new.via, round_number),
             )
             if cursor.rowcount == 1:
-                added.append(cursor.lastrowid)
+                added.append((cursor.lastrowid, host))
+            elif new.source != "link":  # links come level by level; a redirect or a sitemap may find a page nearer than its first link
+                self._write("UPDATE urls SET depth = ? WHERE key = ? AND depth > ? AND state < 2", (new.depth, key, new.depth))
         return added
 
-    def knows(self, url: str) -> bool:
-        """Whether a URL is known to be in the frontier, judged by memory alone."""
-        return url in self._known
+    def remember(self, link: str) -> None:
+        """Note that a link was dealt with."""
+        if len(self._known) >= MAX_KNOWN:
+            self._known.clear()
+        self._known.add(link)
 
-    def find(self, url: str) -> tuple[int, int, str | None, int] | None:
-        """Return (id, state, rule, page) of a page's URL."""
-        return self.db.execute("SELECT id, state, rule, page FROM urls WHERE key = ?", (url_key(url),)).fetchone()
+    def knows(self, link: str) -> bool:
+        """Whether a link was dealt with lately, judged by memory alone."""
+        return link in self._known
+
+    def roots(self) -> list[str]:
+        """The URLs that the scope is told by: seeds, and where they redirected within their domain."""
+        return json.loads(self.get("roots", "[]"))
+
+    def add_root(self, url: str) -> None:
+        roots = self.roots()
+        if url not in roots:
+            self.set("roots", json.dumps([*roots, url]))
+
+    def has(self, url: str) -> bool:
+        return self.db.execute("SELECT 1 FROM urls WHERE key = ?", (url_key(url),)).fetchone() is not None
 
     def entry(self, url_id: int) -> Entry:
         return Entry(*self.db.execute(f"SELECT {_ENTRY} FROM urls WHERE id = ?", (url_id,)).fetchone())
@@ -322,28 +333,47 @@ class Frontier:
         self._write("DELETE FROM spool WHERE seal = ?", (number,))
         self.commit()
 
+    def save_file(self, name: str, rows: int, size: int) -> None:
+        """Note a file that grows, and how much of it is committed."""
+        self._write("INSERT OR REPLACE INTO files VALUES(?, ?, -1, ?, ?)", (name, self.generation, rows, size))
+
+    def growing_files(self) -> list[tuple[str, int, int]]:
+        """(name, rows, committed bytes) of this generation's files that grow, in order."""
+        return self.db.execute("SELECT name, rows, bytes FROM files WHERE generation = ? AND seal = -1 ORDER BY name", (self.generation,)).fetchall()
+
     def files(self) -> Iterator[tuple[str, int]]:
         """Name and rows of each part file of this generation."""
-        yield from self.db.execute("SELECT name, rows FROM files WHERE generation = ? AND bytes >= 0 ORDER BY name", (self.generation,))
+        yield from self.db.execute("SELECT name, rows FROM files WHERE generation = ? ORDER BY name", (self.generation,))
 
     # --- rounds -------------------------------------------------------------------------------------------------------
 
-    def forget_round(self, number: int) -> None:
+    def forget_round(self, number: int, output: Path) -> None:
         """Undo a round in which nothing could be fetched, so that the same command tries again."""
-        self._write("DELETE FROM spool WHERE url IN (SELECT id FROM urls WHERE first_round = ?)", (number,))
-        self._write("DELETE FROM urls WHERE first_round = ?", (number,))
-        self._write("DELETE FROM counts WHERE generation = ?", (self.generation,))
-        self._write("DELETE FROM robots WHERE status NOT BETWEEN 200 AND 299")
-        self._write("UPDATE hosts SET next_at = 0, penalty_s = 0")
+        names = [name for name, _ in self.files()]
+        for sql in (
+            "DELETE FROM spool WHERE url IN (SELECT id FROM urls WHERE first_round = :round)",
+            "DELETE FROM urls WHERE first_round = :round",
+            "DELETE FROM counts WHERE generation = :generation",
+            "DELETE FROM files WHERE generation = :generation",
+            "DELETE FROM robots WHERE status NOT BETWEEN 200 AND 299",
+            "UPDATE hosts SET next_at = 0, penalty_s = 0",
+            "DELETE FROM meta WHERE name = 'roots' AND :round = 1",
+        ):
+            self._write(sql, {"round": number, "generation": self.generation})
         self._known.clear()
         self.commit()
+        for name in names:
+            (output / name).unlink(missing_ok=True)
 
     def due(self, now: float, *, everything: bool) -> int:
         """How many finished pages are due for another visit."""
         return self.db.execute(f"SELECT count(*) FROM urls WHERE {_due(everything)}", {"now": now}).fetchone()[0]
 
-    def start_revisit(self, now: float, *, everything: bool) -> int:
+    def forget_unreachable(self) -> None:
+        """Try again, in a new round, every robots.txt that could not be read in the last."""
         self._write("DELETE FROM robots WHERE status = 0")
+
+    def start_revisit(self, now: float, *, everything: bool) -> int:
         return self._write(f"UPDATE urls SET state = 0 WHERE {_due(everything)}", {"now": now}).rowcount
 
 

@@ -1,6 +1,6 @@
 """Keep the peace with hosts: what robots.txt of each origin says, and when a host may be asked again.
 
-    book = RobotsBook(frontier, agent="llmpipe", max_tries=3, retry_s=10)
+    book = RobotsBook(frontier, agent="llmpipe", max_tries=3, retry_s=5, max_wait_s=600)
     book.lookup("http://a.example", now) -> Rules | Wait | Barred | None          # None: fetch it first
     host = Host(1, "a.example"); host.observe(fetched, ...); host.next_at
 
@@ -41,8 +41,9 @@ class Barred:
 
 
 class RobotsBook:
-    def __init__(self, frontier: Frontier, *, agent: str, max_tries: int, retry_s: float) -> None:
-        self.frontier, self.agent, self.max_tries, self.retry_s = frontier, agent, max_tries, retry_s
+    def __init__(self, frontier: Frontier, *, agent: str, max_tries: int, retry_s: float, max_wait_s: float) -> None:
+        self.frontier, self.agent = frontier, agent
+        self.max_tries, self.retry_s, self.max_wait_s = max_tries, retry_s, max_wait_s
         self._compiled: OrderedDict[str, tuple[float, Rules]] = OrderedDict()
         self._barred: dict[str, Barred] = {}
         self._waits: dict[str, float] = {}
@@ -87,7 +88,7 @@ class RobotsBook:
         self.frontier.save_robots(origin, RobotsRecord(0, b"", now, tries))
         if not fetched.retry and fetched.rule in ("dns", "private_address", "tls"):
             self._barred[origin] = Barred(fetched.rule, fetched.value)
-        elif tries >= self.max_tries:
+        elif tries >= self.max_tries or (fetched.retry_after_s or 0.0) > self.max_wait_s:
             self._barred[origin] = Barred("robots_unreachable", f"{fetched.rule}: {fetched.value}")
         else:
             self._waits[origin] = now + max(self.retry_s * 2 ** (tries - 1), fetched.retry_after_s or 0.0)

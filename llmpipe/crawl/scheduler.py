@@ -1,0 +1,465 @@
+"""The crawl's loop: decide what is fetched next, take in what comes back, commit.
+
+    Scheduler(settings, frontier=..., fetchers=..., extractors=..., robots=..., scope=..., archive=...).run(report)
+
+One thread owns the frontier. Fetches run in threads, extraction in processes; this loop sleeps until one of them has
+something. Each hop of a redirect is a URL of its own, with its own scope, robots and address checks. Where depth is
+limited, a level is finished before the next begins: a page's depth then doesn't depend on which fetch was faster.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from llmpipe.crawl.extract import Extracted, ExtractPool
+from llmpipe.crawl.fetch import MAX_HOPS, Fetched, Target
+from llmpipe.crawl.frontier import Entry, Frontier, NewUrl, url_key
+from llmpipe.crawl.manners import Barred, Host, RobotsBook, Wait
+from llmpipe.crawl.pages import Archive, page_row
+from llmpipe.crawl.robots import Rules, page_directives
+from llmpipe.crawl.threads import FetchThreads
+from llmpipe.crawl.urls import Scope, canonical, host_name, origin, registered_domain, resolve, trap
+from llmpipe.data.docs import content_hash
+
+COMMIT_S = 0.5
+COMMIT_PAGES = 50
+REPORT_S = 0.2
+REFILL = 100
+"""URLs of a host held in memory."""
+MAX_HOSTS = 1_000
+"""Hosts with a queue in memory."""
+MAX_OUTLINKS = 4_000
+ANY_DEPTH = 1 << 30
+HOUR_S, DAY_S = 3_600.0, 86_400.0
+MAX_INTERVAL_S = 90 * DAY_S
+UNCHANGED_FACTOR, CHANGED_FACTOR = 1.5, 0.8
+GONE_AFTER = 2
+"""404 or 410 in as many visits make a page `gone`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the loop needs to know of the config."""
+
+    user_agent: str
+    delay_s: float
+    num_threads: int
+    max_tries: int
+    retry_s: float
+    max_pages: int | None
+    max_depth: int | None
+    sitemaps: bool
+    revisit_s: float
+    """Seconds until a page is visited again, the first time; then it adapts."""
+    max_wait_s: float
+    """A host that asks for a longer pause is left for the next round."""
+    round_number: int
+
+
+@dataclass(slots=True)
+class Ticket:
+    """A fetch in flight: of a URL, or of a host's robots.txt (`origin`)."""
+
+    host: Host
+    entry: Entry | None = None
+    origin: str = ""
+    crawl_delay_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Progress:
+    """What the loop reports."""
+
+    pages: int = 0
+    """Of the visit round."""
+    queue: int = 0
+    hosts: int = 0
+    errors: int = 0
+    rate: float = 0.0
+    """Pages a second since the start."""
+
+
+@dataclass(slots=True)
+class Scheduler:
+    settings: Settings
+    frontier: Frontier
+    fetchers: FetchThreads
+    extractors: ExtractPool
+    robots: RobotsBook
+    scope: Scope
+    archive: Archive
+    output: Path
+    failures: list[tuple[str, str, str]] = field(default_factory=list)
+    """The first few URLs that gave no page: (url, rule, value)."""
+    level: int = ANY_DEPTH
+    pages: int = 0
+    queue_size: int = 0
+    errors: int = 0
+    _in_flight: set[int] = field(default_factory=set)
+    """Pages being fetched or extracted."""
+    _uncommitted: int = 0
+    _committed_at: float = 0.0
+    _reported_at: float = 0.0
+    _hosts: dict[int, Host] = field(default_factory=dict)
+    _heap: list[tuple[float, int]] = field(default_factory=list)
+    _extracting: dict[str, tuple[Host, Entry, Fetched]] = field(default_factory=dict)
+
+    def run(self, report: Callable[[Progress], None]) -> None:
+        """Crawl until nothing is left to do in this round or `max_pages` is reached."""
+        start, before = time.monotonic(), self.frontier.get("round_pages", 0)
+        self.pages, self.queue_size, self._committed_at = before, self.frontier.pending(), start
+        self._set_level()
+        self._activate()
+        while True:
+            for ticket, fetched in self.fetchers.finished():
+                self._on_fetched(ticket, fetched)
+            for page in self.extractors.poll(0):
+                self._on_extracted(page)
+            self._launch()
+            now = time.monotonic()
+            if self._uncommitted >= COMMIT_PAGES or now - self._committed_at >= COMMIT_S:
+                self._commit()
+                self._activate()
+            if self.frontier.full:
+                self._commit()
+                self.frontier.seal(self.output)
+            if now - self._reported_at >= REPORT_S:
+                busy = sum(h.active > 0 for h in self._hosts.values())
+                report(Progress(self.pages, self.queue_size, busy, self.errors, (self.pages - before) / max(now - start, 1e-3)))
+                self._reported_at = now
+            idle = not self.fetchers.pending and not self._extracting
+            if idle and (self._is_full() or not self._more_work()):
+                break
+            self._sleep()
+        self._commit()
+        report(Progress(self.pages, self.queue_size, 0, self.errors, (self.pages - before) / max(time.monotonic() - start, 1e-3)))
+        self.frontier.seal(self.output)
+
+    def _is_full(self) -> bool:
+        return self.settings.max_pages is not None and self.pages >= self.settings.max_pages
+
+    def _more_work(self) -> bool:
+        """Look for hosts with work; called when nothing is in flight."""
+        if self._heap:
+            return True
+        self._set_level()
+        self._activate()
+        return bool(self._heap) or self.frontier.next_wake() is not None
+
+    def _set_level(self) -> None:
+        """Where depth is limited, go on to the least depth that has work. What is in flight still counts as work."""
+        if self.settings.max_depth is not None:
+            self.level = ANY_DEPTH if (least := self.frontier.shallowest()) is None else least
+
+    def _sleep(self) -> None:
+        """Wait for a result, or until a host may be asked again, or a commit is due."""
+        timeout = COMMIT_S
+        if self._heap and not self.extractors.is_full and self._has_room():
+            timeout = min(timeout, self._heap[0][0] - time.time())
+        self.fetchers.fetcher.expire()
+        # an idle worker's pipe may be readable (it says that it is ready) and would end every sleep at once
+        wait([self.fetchers.wake, *(self.extractors.connections if self.extractors.pending else ())], max(timeout, 0.0))
+
+    def _commit(self) -> None:
+        self.archive.save(self.frontier)
+        self.frontier.commit()
+        self._uncommitted, self._committed_at = 0, time.monotonic()
+
+    # --- what is fetched next ---------------------------------------------------------------------------------------
+
+    def _has_room(self) -> bool:
+        return self.fetchers.pending < 2 * self.settings.num_threads and not self.extractors.is_full and not self._spent()
+
+    def _spent(self) -> bool:
+        """Whether the pages in flight may already fill the round."""
+        limit = self.settings.max_pages
+        return limit is not None and self.pages + len(self._in_flight) >= limit
+
+    def _launch(self) -> None:
+        now = time.time()
+        while self._heap and self._heap[0][0] <= now and self._has_room():
+            host = self._hosts[heapq.heappop(self._heap)[1]]
+            host.queued = False
+            if self._launch_from(host, now):
+                self._queue(host)
+
+    def _activate(self) -> None:
+        """Bring hosts with work into memory, those too whose URLs waited for another try."""
+        self.frontier.wake(time.time())
+        room = MAX_HOSTS - len(self._hosts)
+        for host_id in self.frontier.ready_hosts(self._hosts, room, self.level) if room > 0 else ():
+            self._bring(host_id)
+        for host in self._hosts.values():
+            self._queue(host)
+
+    def _bring(self, host_id: int) -> None:
+        name, next_at, penalty = self.frontier.host(host_id)
+        self._hosts[host_id] = Host(host_id, name, next_at, penalty, penalty)
+
+    def _queue(self, host: Host) -> None:
+        """Put a host in the heap if it may be asked: one request at a time, but for crawls without delay."""
+        if not host.queued and not host.robots_pending and (host.active == 0 or self.settings.delay_s == 0):
+            host.queued = True
+            heapq.heappush(self._heap, (host.next_at, host.id))
+
+    def _launch_from(self, host: Host, now: float) -> bool:
+        """Start the host's next fetch; return whether it may be asked for another."""
+        if now < host.next_at <= now + self.settings.max_wait_s:
+            return True
+        while True:
+            if not host.queue:
+                for entry in self.frontier.take(host.id, REFILL, skip=host.loaded, max_depth=self.level):
+                    host.queue.append(entry)
+                    host.loaded.add(entry.id)
+            if not host.queue:
+                self._retire(host)
+                return False
+            entry = host.queue[0]
+            verdict: Rules | Wait | Barred | None
+            if host.next_at > now + self.settings.max_wait_s:
+                verdict = Barred("retry_after", f"{host.next_at - now:.0f} s")
+            else:
+                verdict = self.robots.lookup(origin(entry.url), now)
+            if verdict is None:
+                if host.active:
+                    return False  # its end queues the host again
+                self._start_robots(host, origin(entry.url))
+                return False
+            if isinstance(verdict, Wait):
+                if host.active:
+                    return False
+                host.next_at = max(host.next_at, verdict.until)
+                return True
+            host.queue.popleft()
+            if (refusal := _refusal(verdict, entry)) is not None:
+                self._drop(host, entry, *refusal)
+                if time.time() - now > COMMIT_S:  # thousands of refusals in a row must not starve the rest
+                    return True
+                continue
+            assert isinstance(verdict, Rules)  # the other kinds were dealt with
+            delay = verdict.crawl_delay_s or 0.0
+            if delay and host.active:
+                host.queue.appendleft(entry)
+                return False
+            self._start(host, entry, delay)
+            return True
+
+    def _start(self, host: Host, entry: Entry, crawl_delay_s: float) -> None:
+        host.active += 1
+        if entry.kind == "page":
+            self._in_flight.add(entry.id)
+        validators = {"etag": entry.etag, "last_modified": entry.last_modified} if entry.page else {}
+        self.fetchers.submit(Ticket(host, entry, crawl_delay_s=crawl_delay_s), Target(url=entry.url, kind=entry.kind, **validators))
+
+    def _start_robots(self, host: Host, site: str) -> None:
+        host.active += 1
+        host.robots_pending = True
+        self.fetchers.submit(Ticket(host, origin=site), Target(url=f"{site}/robots.txt", kind="robots"))
+
+    def _retire(self, host: Host) -> None:
+        """Drop a host without work from memory; one with pages in flight stays, since they may lead to more."""
+        if not host.active and not host.loaded:
+            self.frontier.save_host(host.id, host.next_at, host.penalty_s)
+            del self._hosts[host.id]
+
+    # --- what comes back --------------------------------------------------------------------------------------------
+
+    def _on_fetched(self, ticket: Ticket, fetched: Fetched) -> None:
+        host, entry, now = ticket.host, ticket.entry, time.time()
+        host.active -= 1
+        host.observe(fetched, delay_s=self.settings.delay_s, crawl_delay_s=ticket.crawl_delay_s, now=now)
+        self.frontier.count("requests")
+        self.frontier.count("bytes", len(fetched.body))
+        if entry is None:
+            host.robots_pending = False
+            sitemaps = self.robots.record(ticket.origin, fetched, now)
+            if self.settings.sitemaps and self.settings.max_depth != 0:
+                found = [u for s in sitemaps if (u := resolve(fetched.url, s)) is not None]
+                self._add([NewUrl(url, 0, "sitemap", "sitemap") for url in found])
+        elif entry.kind == "sitemap":
+            self._on_sitemap(host, entry, fetched)
+        elif fetched.location is not None:
+            self._on_redirect(host, entry, fetched)
+        elif self._try_later(host, entry, fetched):
+            pass
+        elif fetched.status == 304:
+            self._unchanged(host, entry, fetched)
+        elif fetched.rule is not None:
+            self._failed(host, entry, fetched)
+        else:
+            self._on_page(host, entry, fetched)
+        self._queue(host)
+
+    def _try_later(self, host: Host, entry: Entry, fetched: Fetched) -> bool:
+        """Put off what failed in a way that may pass, and once what arrived short."""
+        patient = (fetched.retry_after_s or 0.0) <= self.settings.max_wait_s
+        again = fetched.retry and patient and entry.tries + 1 < self.settings.max_tries
+        if not again and not (fetched.truncated and entry.tries == 0 and self.settings.max_tries > 1):
+            return False
+        pause = self.settings.retry_s * 2**entry.tries * (1 + random.random() / 4)
+        self.frontier.wait(entry.id, max(time.time() + pause, host.next_at if fetched.retry_after_s else 0.0))
+        self.frontier.count("retries")
+        self._release(host, entry)
+        return True
+
+    def _on_sitemap(self, host: Host, entry: Entry, fetched: Fetched) -> None:
+        if self._try_later(host, entry, fetched):
+            return
+        if fetched.rule is not None and fetched.location is None:
+            self._failed(host, entry, fetched)
+            return
+        if entry.hops < MAX_HOPS:
+            further = [fetched.location] if fetched.location else fetched.sitemap_children
+            self._add([NewUrl(url, entry.depth, "sitemap", "sitemap", entry.hops + 1) for url in further])
+        self._add([NewUrl(url, entry.depth + 1, "sitemap") for url in fetched.sitemap_urls if self.scope.allows(url)])
+        self.frontier.count("sitemaps")
+        self._finish(host, entry, next_at=time.time() + self.settings.revisit_s)
+
+    def _on_redirect(self, host: Host, entry: Entry, fetched: Fetched) -> None:
+        target = fetched.location
+        assert target is not None
+        if entry.source == "seed" and not self.scope.allows(target) and registered_domain(host_name(target)) == registered_domain(host_name(entry.url)):
+            self.scope.add(target)  # example.org that moved to www.example.org is what was meant
+            self.frontier.add_root(target)
+        chain = [*(entry.via or "").split(), entry.url]
+        if canonical(target) in map(canonical, chain):
+            refusal = ("redirect_loop", target, None)
+        elif entry.hops >= MAX_HOPS:
+            refusal = ("redirect_too_many", target, MAX_HOPS)
+        elif not self.scope.allows(target):
+            refusal = ("redirect_out_of_scope", target, self.scope.kind)
+        elif (found := trap(target)) is not None:
+            refusal = found
+        else:
+            source = "seed" if entry.source == "seed" else "redirect"
+            self._add([NewUrl(target, entry.depth, source, hops=entry.hops + 1, via=" ".join(chain))])
+            self._drop(host, entry, "redirect", target, partner=target)
+            return
+        self._drop(host, entry, *refusal)
+
+    def _failed(self, host: Host, entry: Entry, fetched: Fetched) -> None:
+        """A final failure of this visit. A page that an earlier visit had is `gone` after two 404s or 410s."""
+        next_at = time.time() + DAY_S if entry.page or fetched.retry else 0.0
+        misses = entry.misses + 1 if fetched.status in (404, 410) else entry.misses
+        if entry.page and fetched.status in (404, 410) and misses >= GONE_AFTER:
+            self.frontier.spool("page", entry.id, {"id": entry.doc_id, "url": entry.url, "text": "", "op": "gone", "source": host.name, "fetched_at": fetched.at})
+            self.frontier.count("gone")
+            self._drop(host, entry, fetched.rule or "", fetched.value, columns={"page": 0, "misses": 0})
+            return
+        self._drop(host, entry, fetched.rule or "", fetched.value, next_at=next_at, columns={"misses": misses})
+
+    def _unchanged(self, host: Host, entry: Entry, fetched: Fetched, **columns: Any) -> None:
+        interval = min((entry.interval_s or self.settings.revisit_s) * UNCHANGED_FACTOR, MAX_INTERVAL_S)
+        self.frontier.count("unchanged")
+        self._finish(host, entry, next_at=fetched.at + interval, interval_s=interval, fetched_at=fetched.at, misses=0, **columns)
+
+    def _on_page(self, host: Host, entry: Entry, fetched: Fetched) -> None:
+        if entry.page and entry.body_hash == _hash(fetched.body):
+            self._unchanged(host, entry, fetched)
+            return
+        self._extracting[str(entry.id)] = (host, entry, fetched)
+        self.extractors.submit(str(entry.id), fetched.body, fetched.url, fetched.header("content-type"), truncated=fetched.truncated is not None)
+
+    def _on_extracted(self, page: Extracted) -> None:
+        host, entry, fetched = self._extracting.pop(page.key)
+        directives = page_directives(fetched.headers, page.meta_robots, self.settings.user_agent)
+        if "nofollow" not in directives:
+            self._follow(entry, page)
+        text_hash = content_hash(page.text)
+        validators = {"etag": fetched.header("etag"), "last_modified": fetched.header("last-modified"), "body_hash": _hash(fetched.body)}
+        if "noindex" in directives:
+            self._drop(host, entry, "noindex", ", ".join(sorted(directives)), snippet=page.text)
+        elif entry.page and text_hash == entry.text_hash:
+            self._unchanged(host, entry, fetched, **validators)
+        else:
+            place = self.archive.write(fetched)
+            self.frontier.spool("page", entry.id, page_row(entry, fetched, page, host=host.name, raw=place, directives=directives, text_hash=text_hash))
+            self.frontier.count("pages")
+            self.pages += 1
+            self.frontier.set("round_pages", self.pages)
+            interval = self.settings.revisit_s
+            if entry.page:
+                interval = max((entry.interval_s or interval) * CHANGED_FACTOR, HOUR_S)
+            next_at = fetched.at + interval
+            self._finish(host, entry, next_at=next_at, interval_s=interval, page=1, misses=0, fetched_at=fetched.at, text_hash=text_hash, **validators)
+        self._queue(host)
+
+    def _follow(self, entry: Entry, page: Extracted) -> None:
+        """Take up the links of a page that are in scope, no deeper than allowed, and not traps."""
+        if self.settings.max_depth is not None and entry.depth >= self.settings.max_depth:
+            return
+        new = []
+        for link in page.links[:MAX_OUTLINKS]:
+            if link.nofollow or self.frontier.knows(link.url):
+                continue
+            self.frontier.remember(link.url)
+            url = resolve(link.url, link.url, encoding=page.encoding or "utf-8")
+            if url is None or not self.scope.allows(url):
+                continue
+            if (found := trap(url)) is not None:
+                self._trapped(url, entry.depth + 1, *found)
+                continue
+            new.append(NewUrl(url, entry.depth + 1, "link"))
+        self._add(new)
+
+    # --- the ends of a visit ------------------------------------------------------------------------------------------
+
+    def _add(self, urls: list[NewUrl]) -> None:
+        for _, host_id in (added := self.frontier.add_urls(urls, round_number=self.settings.round_number)):
+            if host_id not in self._hosts and len(self._hosts) < MAX_HOSTS:
+                self._bring(host_id)
+            if (host := self._hosts.get(host_id)) is not None:
+                self._queue(host)
+        self.queue_size += len(added)
+
+    def _trapped(self, url: str, depth: int, rule: str, value: str, limit: int) -> None:
+        added = self.frontier.add_urls([NewUrl(url, depth, "link")], round_number=self.settings.round_number)
+        for url_id, _ in added:
+            self.frontier.finish(url_id, "trap")
+            entry = self.frontier.entry(url_id)
+            self._spool_drop(entry, rule, value, limit)
+
+    def _drop(
+        self, host: Host, entry: Entry, rule: str, value: Any = "", limit: Any = None, *,
+        partner: str | None = None, snippet: str = "", next_at: float = 0.0, columns: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        self._spool_drop(entry, rule, value, limit, partner=partner, snippet=snippet)
+        if rule != "redirect" and len(self.failures) < 100:
+            self.failures.append((entry.url, rule, str(value)))
+        self.errors += rule in ("timeout", "connect", "dns", "tls", "protocol") or rule.startswith("http_5")
+        self._finish(host, entry, rule, next_at=next_at, **columns or {})
+
+    def _spool_drop(self, entry: Entry, rule: str, value: Any, limit: Any, *, partner: str | None = None, snippet: str = "") -> None:
+        partner_id = url_key(partner).hex() if partner else None
+        row = {"id": entry.doc_id, "url": entry.url, "stage": "crawl", "rule": rule, "value": str(value), "threshold": limit, "partner_id": partner_id, "snippet": snippet[:200]}
+        self.frontier.spool("drop", entry.id, row)
+        self.frontier.count(f"drop {rule}")
+
+    def _finish(self, host: Host, entry: Entry, rule: str | None = None, *, next_at: float = 0.0, **columns: Any) -> None:
+        self.frontier.finish(entry.id, rule, next_at=next_at, **columns)
+        self._release(host, entry)
+        self.queue_size -= 1
+
+    def _release(self, host: Host, entry: Entry) -> None:
+        host.loaded.discard(entry.id)
+        self._in_flight.discard(entry.id)
+        self._uncommitted += 1
+
+
+def _refusal(verdict: Rules | Barred, entry: Entry) -> tuple[str, str] | None:
+    if isinstance(verdict, Barred):
+        return verdict.rule, verdict.value
+    found = verdict.verdict(entry.url)
+    return None if found.allowed else ("robots", found.rule or "")
+
+
+def _hash(body: bytes) -> bytes:
+    return hashlib.blake2b(body, digest_size=16).digest()
