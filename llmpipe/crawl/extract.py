@@ -37,7 +37,7 @@ FALLBACK_TIMEOUT_S = 10.0
 @dataclass(frozen=True, slots=True)
 class Link:
     url: str
-    """Absolute, http or https, without its fragment (`#!` stays)."""
+    """Absolute, http or https, without its fragment."""
     nofollow: bool
 
 
@@ -94,7 +94,7 @@ def extract(body: bytes | str, url: str, content_type: str | None = None, *, met
         language=top.language,
         license=top.license,
         canonical=top.canonical,
-        links=[Link(*link) for link in html_tree.links(tree, url)],
+        links=[Link(*link) for link in html_tree.links(tree, url, encoding=page.encoding or "utf-8")],
         meta_robots=html_tree.meta_robots(tree),
     )
     if fallback:

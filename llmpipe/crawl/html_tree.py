@@ -12,15 +12,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html import unescape
-from urllib.parse import urldefrag, urljoin, urlsplit
 
 from lxml import etree, html
+
+from llmpipe.crawl.urls import resolve
 
 _INVALID = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff\ud800-\udfff]")
 _UNSEEN = re.compile(r"<!--.*?-->|<(script|style|template)\b.*?</\1\s*>", re.S | re.I)
 _TAG = re.compile(r"</?[A-Za-z!][^<>]*>")
 _SPACE = re.compile(r"\s+")
-_AROUND = "".join(map(chr, range(33)))
 _ROBOTS_NAME = re.compile(r"robots|.*bot.*|.*crawler.*|.*extended|tdm-(reservation|policy)", re.I)
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*$")
 _SKIPPED = {"script", "style", "noscript", "template", "svg", "math", "head", "iframe", "object", "select", "button"}
@@ -62,10 +62,10 @@ def strip_tags(text: str) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def links(tree: html.HtmlElement, url: str) -> list[tuple[str, bool]]:
+def links(tree: html.HtmlElement, url: str, *, encoding: str = "utf-8") -> list[tuple[str, bool]]:
     """List `(url, nofollow)` of the pages that a page links to: in document order, each once; nofollow if all its links are.
 
-    URLs are absolute, http or https, and without fragment (`#!` stays).
+    URLs are absolute, http or https, and without fragment; `encoding` is the page's, which queries are written in.
     """
     base = _base(tree, url)
     found: dict[str, bool] = {}
@@ -74,33 +74,22 @@ def links(tree: html.HtmlElement, url: str) -> list[tuple[str, bool]]:
         if element.tag == "link" and not {"next", "prev"} & set(rel):
             continue
         href = element.get("src" if element.tag in ("iframe", "frame") else "href")
-        target = absolute(base, href) if href else None
+        target = _absolute(base, href, encoding)
         if target is not None:
             found[target] = found.get(target, True) and "nofollow" in rel
     return list(found.items())
 
 
-def absolute(base: str, href: str) -> str | None:
-    """Resolve a reference as browsers do; None for what is no http(s) URL."""
-    if len(href) > MAX_HREF_CHARS:
+def _absolute(base: str, href: str | None, encoding: str = "utf-8") -> str | None:
+    if not href or len(href) > MAX_HREF_CHARS or href.lstrip()[:1] == "#":
         return None
-    href = re.sub("[\t\r\n]", "", href.strip(_AROUND))
-    if not href or href.startswith("#"):
-        return None
-    try:
-        target = urljoin(base, href)
-        parts = urlsplit(target)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            return None
-    except ValueError:  # a bracket in the host, say
-        return None
-    return target if parts.fragment.startswith("!") else urldefrag(target)[0]
+    return resolve(base, href, encoding=encoding)
 
 
 def _base(tree: html.HtmlElement, url: str) -> str:
     for element in tree.iter("base"):
         if href := element.get("href"):
-            return absolute(url, href) or url
+            return _absolute(url, href) or url
     return url
 
 
@@ -131,9 +120,9 @@ def head(tree: html.HtmlElement, url: str) -> Head:
     for element in tree.iter("link", "a"):
         rel = (element.get("rel") or "").lower().split()
         if "canonical" in rel and element.tag == "link":
-            canonical = canonical or absolute(base, element.get("href") or "")
+            canonical = canonical or _absolute(base, element.get("href"))
         elif "license" in rel:
-            license_url = license_url or absolute(base, element.get("href") or "")
+            license_url = license_url or _absolute(base, element.get("href"))
     return Head(_title(tree), _language(tree), license_url, canonical)
 
 
