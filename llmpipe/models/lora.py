@@ -110,7 +110,7 @@ def load_adapter(directory: Path, model: nn.Module, *, base_digest: str) -> nn.M
     config = read_json(directory / "adapter_config.json")
     with safe_open(str(directory / "adapter_model.safetensors"), framework="pt") as file:
         made_on = (file.metadata() or {}).get("base_sha256")
-        tensors = {k.removeprefix(PREFIX): file.get_tensor(k) for k in file.keys()}  # noqa: SIM118  # not a dict
+        tensors = {k.removeprefix(PREFIX): file.get_tensor(k) for k in file.keys()}
     if made_on is not None and made_on != base_digest:
         raise InputError(f"{directory}: this adapter was trained on another base (weights {made_on[:12]}…, given {base_digest[:12]}…)", hint="use the model that it was finetuned from")
     add_lora(model, rank=config["r"], alpha=config["lora_alpha"], dropout=config["lora_dropout"], targets=config["target_modules"], generator=torch.Generator())
