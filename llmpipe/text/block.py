@@ -23,16 +23,16 @@ BASE = 0x9E6C63D0876A9A35  # odd, so it has an inverse mod 2^64
 NEWLINE, DOT, COMMA = ord("\n"), ord("."), ord(",")
 
 
-def blocks(texts: Sequence[str]) -> Iterator[tuple[int, Block]]:
+def blocks(texts: Sequence[str], *, inner_dots: bool = True) -> Iterator[tuple[int, Block]]:
     """Yield `(number of the first document, Block)` for consecutive runs of documents."""
     start = size = 0
     for i, text in enumerate(texts):
         if i > start and size + len(text) > BLOCK_CODE_POINTS:
-            yield start, Block(texts[start:i])
+            yield start, Block(texts[start:i], inner_dots=inner_dots)
             start, size = i, 0
         size += len(text) + 1
     if start < len(texts):
-        yield start, Block(texts[start:])
+        yield start, Block(texts[start:], inner_dots=inner_dots)
 
 
 class Block:

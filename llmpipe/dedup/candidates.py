@@ -1,0 +1,101 @@
+"""Find which documents may be near-duplicates of which: equal band keys, among new documents and in older generations.
+
+    found = find_runs(keys, old)       # keys: (num_bands, D) of the new documents
+    found.runs_of(7), found.old_of(run)
+
+A run is a set of documents that share one band's key. Work is one sort per band; older generations are sorted on disk and
+only searched, at a cost in proportion to what is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Sorted:
+    """The band keys of a generation's kept documents, sorted per band; memory-mapped."""
+
+    keys: np.ndarray
+    """(num_bands, n) uint32."""
+    rows: np.ndarray
+    """(num_bands, n) uint32: the row of the document in its generation."""
+    offset: int
+    """The number of the generation's first row over all generations."""
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Runs of two or more documents, as two compressed tables."""
+
+    starts: np.ndarray
+    """(D + 1,) where the runs of document i begin in `runs`."""
+    runs: np.ndarray
+    old_starts: np.ndarray
+    """(R + 1,) where the old documents of run r begin in `old`."""
+    old: np.ndarray
+    """Rows over all older generations."""
+
+    def runs_of(self, doc: int) -> list[int]:
+        return self.runs[self.starts[doc] : self.starts[doc + 1]].tolist()
+
+    def old_of(self, run: int) -> list[int]:
+        return self.old[self.old_starts[run] : self.old_starts[run + 1]].tolist()
+
+    def members(self) -> np.ndarray:
+        """Documents in any run."""
+        return np.flatnonzero(np.diff(self.starts))
+
+
+def find_runs(keys: np.ndarray, valid: np.ndarray, old: Sequence[Sorted]) -> Runs:
+    """Group new documents (only those marked valid: with shingles) by equal keys, and look them up in older generations."""
+    num_docs = keys.shape[1]
+    doc_parts, run_parts, old_runs, old_rows = [], [], [], []
+    count = 0
+    where = np.flatnonzero(valid)
+    for band in range(keys.shape[0]):
+        own = keys[band, where]
+        order = np.argsort(own, kind="stable")
+        ranked = own[order]
+        opens = np.flatnonzero(np.append(True, ranked[1:] != ranked[:-1])) if len(ranked) else np.empty(0, np.int64)
+        sizes = np.diff(np.append(opens, len(ranked)))
+        unique = ranked[opens]
+        matched = np.zeros(len(unique), bool)
+        hits: list[tuple[np.ndarray, np.ndarray]] = []
+        for generation in old:
+            left = np.searchsorted(generation.keys[band], unique, side="left")
+            right = np.searchsorted(generation.keys[band], unique, side="right")
+            found = np.flatnonzero(right > left)
+            matched[found] = True
+            lengths = (right - left)[found]
+            places = np.repeat(left[found] - np.append(0, np.cumsum(lengths)[:-1]), lengths) + np.arange(lengths.sum())
+            hits.append((np.repeat(found, lengths), generation.rows[band][places].astype(np.int64) + generation.offset))
+        wanted = (sizes >= 2) | matched
+        number = np.cumsum(wanted) - 1 + count  # of a run that is wanted
+        in_run = np.repeat(wanted, sizes)
+        doc_parts.append(where[order[in_run]])
+        run_parts.append(np.repeat(number, sizes)[in_run])
+        for run, rows in hits:
+            old_runs.append(number[run])
+            old_rows.append(rows)
+        count += int(wanted.sum())
+    docs, runs = np.concatenate(doc_parts), np.concatenate(run_parts)
+    order = np.argsort(docs, kind="stable")
+    old_run = np.concatenate(old_runs) if old_runs else np.empty(0, np.int64)
+    old_row = np.concatenate(old_rows) if old_rows else np.empty(0, np.int64)
+    old_order = np.argsort(old_run, kind="stable")
+    return Runs(
+        starts=np.searchsorted(docs[order], np.arange(num_docs + 1)),
+        runs=runs[order],
+        old_starts=np.searchsorted(old_run[old_order], np.arange(count + 1)),
+        old=old_row[old_order],
+    )
+
+
+def sort_bands(keys: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sort each band's keys, (num_bands, n), of the documents `rows`, (n,): what a generation leaves for later ones."""
+    order = np.argsort(keys, axis=1, kind="stable")
+    return np.take_along_axis(keys, order, axis=1), rows.astype(np.uint32)[order]
