@@ -8,6 +8,7 @@ The result depends on the texts alone, not on their order, on threads or on the 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -64,6 +65,7 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int, max_run_chars: int, num_
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         special_tokens=[AddedToken(t, special=True, normalized=False) for t in special_tokens(num_sentinels)],
     )
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"  # encoding turns it off, see encode.py
     tokenizer.train_from_iterator((piece for text in texts for piece in cut_runs(text, max_run_chars)), trainer=trainer)
     return tokenizer
 

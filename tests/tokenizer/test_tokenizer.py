@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from llmpipe.data.manifest import read_manifest
-from llmpipe.models.hf import load_tokenizer, special_ids
+from llmpipe.tokenizer.directory import load_tokenizer, special_ids
 from llmpipe.tokenizer.special import END, PAD, TURN_END, special_tokens
 from llmpipe.tokenizer.train import cut_runs, train_bpe
 from tests.material import bilingual_rows, chinese, english
@@ -37,8 +37,8 @@ def test_special_tokens_have_the_first_ids_and_bytes_follow() -> None:
 def test_vocabulary_does_not_depend_on_order_or_threads(tmp_path: Path) -> None:
     script = "import sys; from tests.tokenizer.test_tokenizer import TEXTS, train; sys.stdout.write(train(TEXTS if sys.argv[1] == 'a' else TEXTS[::-1]).to_str())"
     outs = []
-    for order, threads, parallel in (("a", "1", "false"), ("b", "4", "true")):
-        environ = {**os.environ, "RAYON_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": parallel}
+    for order, threads in (("a", "1"), ("b", "4")):
+        environ = {**os.environ, "RAYON_NUM_THREADS": threads}
         outs.append(subprocess.run([sys.executable, "-c", script, order], capture_output=True, text=True, check=True, env=environ).stdout)
     assert outs[0] == outs[1] and len(outs[0]) > 1000
 
@@ -51,11 +51,11 @@ def test_long_runs_are_cut_and_nothing_is_lost() -> None:
     assert cut_runs("a b c", 64) == ["a b c"]
 
 
-def test_stage_writes_what_transformers_reads(tmp_path: Path, make_docs: Callable, llmpipe: Callable) -> None:
+def test_stage_writes_what_transformers_reads(tmp_path: Path, make_docs: Callable, run: Callable) -> None:
     from transformers import AutoTokenizer
 
     make_docs(tmp_path / "docs", bilingual_rows(20))
-    done = llmpipe("tokenizer", "--input", "docs", "--output", "tok", "--set", "vocab_size=400")
+    done = run("tokenizer", "--input", "docs", "--output", "tok", "--set", "vocab_size=400")
     assert done.returncode == 0, done.stderr
     theirs, ours = AutoTokenizer.from_pretrained(tmp_path / "tok"), load_tokenizer(tmp_path / "tok")
     for text in TEXTS:
@@ -68,18 +68,18 @@ def test_stage_writes_what_transformers_reads(tmp_path: Path, make_docs: Callabl
     assert set(info["bytes_per_token"]) == {"en", "zh"} and all(v > 1.5 for v in info["bytes_per_token"].values())
 
 
-def test_sample_is_bounded_and_chosen_by_hash(tmp_path: Path, make_docs: Callable, llmpipe: Callable) -> None:
+def test_sample_is_bounded_and_chosen_by_hash(tmp_path: Path, make_docs: Callable, run: Callable) -> None:
     make_docs(tmp_path / "docs", bilingual_rows(100, sentences=30))
     outs = []
     for name in ("a", "b"):
-        done = llmpipe("tokenizer", "--input", "docs", "--output", name, "--set", "vocab_size=400", "--set", "sample_bytes=50_000")
+        done = run("tokenizer", "--input", "docs", "--output", name, "--set", "vocab_size=400", "--set", "sample_bytes=50_000")
         assert done.returncode == 0, done.stderr
         outs.append((tmp_path / name / "tokenizer.json").read_bytes())
         assert 25_000 < read_manifest(tmp_path / name, kind="tokenizer").info["sample_bytes"] < 100_000
     assert outs[0] == outs[1]
 
 
-def test_too_small_a_vocabulary_is_refused(tmp_path: Path, make_docs: Callable, llmpipe: Callable) -> None:
+def test_too_small_a_vocabulary_is_refused(tmp_path: Path, make_docs: Callable, run: Callable) -> None:
     make_docs(tmp_path / "docs", bilingual_rows(2))
-    done = llmpipe("tokenizer", "--input", "docs", "--output", "tok", "--set", "vocab_size=100")
+    done = run("tokenizer", "--input", "docs", "--output", "tok", "--set", "vocab_size=100")
     assert done.returncode == 2 and "vocab_size 100 is below" in done.stderr

@@ -1,0 +1,214 @@
+"""Token shards in Megatron-LM's indexed format, with the documents beside them, and the memory-mapped reader.
+
+    tokens = TokensDir(Path("tokens"))
+    ids = tokens.split("train").window(0, 1025)            # int64, across shards, tombstones left out
+    for document in tokens.split("valid").documents(): ...
+
+Reads and writes `train-00000.bin` (raw little-endian ids, each document ended by EOS), `train-00000.idx` (lengths and
+offsets of documents) and `train-00000.docs.parquet` (which document each span is); `tombstones-GGGGG.parquet` lists spans
+that later generations took back.
+
+The index, byte by byte: `MMIDIDX\\0\\0`, version 1 (uint64), element type (uint8: 8 is uint16, 4 is int32), number of
+sequences S (uint64), number of document bounds D (uint64), then S lengths (int32), S byte offsets (int64), and D document
+bounds in sequences (int64, from 0). Here each document is one sequence, so D is S + 1 and the bounds are 0, 1, …, S.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llmpipe.data.files import read_json
+from llmpipe.data.manifest import Manifest, read_manifest
+from llmpipe.errors import InputError
+
+Split = Literal["train", "valid"]
+SPLITS: tuple[Split, ...] = ("train", "valid")
+
+MAGIC = b"MMIDIDX\x00\x00"
+DTYPE_CODES = {1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32, 5: np.int64, 6: np.float64, 7: np.float32, 8: np.uint16}
+MAX_UINT16_VOCAB = 65_500
+MAX_SEQUENCE = 2**31 - 1  # lengths are int32
+
+DOCS_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("source", pa.string()),
+        ("language", pa.string()),
+        ("offset", pa.int64()),  # of the first token in the shard
+        ("length", pa.int64()),  # in tokens, EOS included
+        ("bytes", pa.int64()),  # of the text in UTF-8
+    ]
+)
+TOMBSTONES_SCHEMA = pa.schema([("id", pa.string()), ("shard", pa.string()), ("offset", pa.int64()), ("length", pa.int64()), ("bytes", pa.int64())])
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """Choose as Megatron-LM does: uint16 below 65,500 ids, else int32."""
+    return np.dtype("<u2") if vocab_size < MAX_UINT16_VOCAB else np.dtype("<i4")
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def index_bytes(lengths: np.ndarray, dtype: np.dtype) -> bytes:
+    """Make the `.idx` of a shard whose documents have `lengths` tokens."""
+    if len(lengths) and lengths.max() > MAX_SEQUENCE:
+        raise InputError(f"a document of {lengths.max():,} tokens does not fit the index (int32 lengths)", hint="split it before tokenizing")
+    code = next(c for c, t in DTYPE_CODES.items() if np.dtype(t) == dtype)
+    ends = np.cumsum(lengths, dtype=np.int64)
+    offsets = (ends - lengths) * dtype.itemsize
+    bounds = np.arange(len(lengths) + 1, dtype=np.int64)
+    head = MAGIC + struct.pack("<QBQQ", 1, code, len(lengths), len(bounds))
+    return head + lengths.astype("<i4").tobytes() + offsets.astype("<i8").tobytes() + bounds.astype("<i8").tobytes()
+
+
+# --- reading --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document of a split. `ids` (int64) end with EOS."""
+
+    id: str
+    ids: np.ndarray
+    num_bytes: int
+    source: str | None
+    language: str | None
+
+
+class TokensDir:
+    """A directory of token shards, opened by its manifest. Raises `InputError` for what is missing or cut."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest: Manifest = read_manifest(path, kind="tokens")
+        self.vocab_size: int = self.manifest.info["vocab_size"]
+        self.eos_id: int = self.manifest.info["eos_id"]
+        self.tokenizer = path / "tokenizer"
+
+    def split(self, name: Split) -> TokenSplit:
+        names = sorted(s.name.removesuffix(".bin") for s in self.manifest.shards if s.name.startswith(f"{name}-") and s.name.endswith(".bin"))
+        return TokenSplit(self.path, names, _read_tombstones(self.path, self.manifest))
+
+    def token_bytes(self) -> np.ndarray:
+        """Bytes of UTF-8 that each id stands for (int64, V); special tokens are 0. For byte-level vocabularies."""
+        raw = read_json(self.tokenizer / "tokenizer.json")
+        sizes = np.zeros(self.vocab_size, dtype=np.int64)
+        for token, number in raw["model"]["vocab"].items():
+            sizes[number] = len(token)  # the byte-level alphabet writes each byte as one character
+        for token in raw["added_tokens"]:
+            sizes[token["id"]] = 0 if token["special"] else len(token["content"].encode())
+        return sizes
+
+
+class TokenSplit:
+    """The live tokens of one split, as one sequence in order of shards and documents."""
+
+    def __init__(self, path: Path, shards: Sequence[str], tombstones: dict[str, dict[int, int]]) -> None:
+        self.path, self.shards = path, list(shards)
+        self._dead = tombstones
+        self._data = [_open_shard(path, name) for name in self.shards]
+        spans = [span for number, name in enumerate(self.shards) for span in self._live_spans(number, name)]
+        self._shard = np.array([s for s, _, _ in spans], dtype=np.int64)
+        self._offset = np.array([o for _, o, _ in spans], dtype=np.int64)
+        self._end = np.cumsum([n for _, _, n in spans], dtype=np.int64)
+
+    def __len__(self) -> int:
+        """Number of tokens."""
+        return int(self._end[-1]) if len(self._end) else 0
+
+    def window(self, start: int, length: int) -> np.ndarray:
+        """Copy `length` tokens from `start` as int64. Cost: one copy; no file is read beyond what the window touches."""
+        if start < 0 or start + length > len(self):
+            raise IndexError(f"window {start}..{start + length} of {len(self)} tokens")
+        out = np.empty(length, dtype=np.int64)
+        done, span = 0, int(np.searchsorted(self._end, start, side="right"))
+        while done < length:
+            first = int(self._end[span - 1]) if span else 0
+            inside = start + done - first
+            take = min(length - done, int(self._end[span]) - first - inside)
+            at = int(self._offset[span]) + inside
+            out[done : done + take] = self._data[self._shard[span]][at : at + take]
+            done, span = done + take, span + 1
+        return out
+
+    def documents(self) -> Iterator[Document]:
+        """Yield every live document in order."""
+        for number, name in enumerate(self.shards):
+            dead = self._dead.get(name, {})
+            for row in read_documents(self.path, name).to_pylist():
+                if row["offset"] not in dead:
+                    ids = self._data[number][row["offset"] : row["offset"] + row["length"]].astype(np.int64)
+                    yield Document(row["id"], ids, row["bytes"], row["source"], row["language"])
+
+    def max_id(self) -> int:
+        """Find the largest id, over all shards (dead spans too)."""
+        return max((int(data.max()) for data in self._data if len(data)), default=-1)
+
+    def _live_spans(self, number: int, name: str) -> Iterable[tuple[int, int, int]]:
+        """Yield (shard, offset, length) of what lies between tombstones."""
+        start = 0
+        for offset, length in sorted(self._dead.get(name, {}).items()):
+            if offset > start:
+                yield number, start, offset - start
+            start = offset + length
+        if start < len(self._data[number]):
+            yield number, start, len(self._data[number]) - start
+
+
+def read_documents(path: Path, shard: str) -> pa.Table:
+    """Read which documents a shard holds (DOCS_SCHEMA), in order, those with a tombstone too."""
+    file = path / f"{shard}.docs.parquet"
+    try:
+        return pq.read_table(file)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{file}: cannot be read ({error})", hint=f"llmpipe verify {path}") from None
+
+
+def read_index(path: Path) -> tuple[np.dtype, np.ndarray, np.ndarray]:
+    """Read an `.idx`: the element type, the lengths and the byte offsets of its sequences."""
+    raw = path.read_bytes()
+    try:
+        if not raw.startswith(MAGIC):
+            raise ValueError("it does not begin with MMIDIDX")
+        version, code, sequences, bounds = struct.unpack_from("<QBQQ", raw, len(MAGIC))
+        at = len(MAGIC) + struct.calcsize("<QBQQ")
+        if version != 1 or code not in DTYPE_CODES or len(raw) < at + 12 * sequences + 8 * bounds:
+            raise ValueError("its header and its size do not fit")
+    except (ValueError, struct.error) as error:
+        raise InputError(f"{path}: not an index of Megatron's format ({error})", hint=f"llmpipe verify {path.parent}") from None
+    lengths = np.frombuffer(raw, "<i4", sequences, at)
+    offsets = np.frombuffer(raw, "<i8", sequences, at + lengths.nbytes)
+    return np.dtype(DTYPE_CODES[code]).newbyteorder("<"), lengths, offsets
+
+
+def _open_shard(path: Path, name: str) -> np.ndarray:
+    """Map a shard's tokens, checking that they are as many as its index says."""
+    file = path / f"{name}.bin"
+    try:
+        dtype, lengths, _ = read_index(path / f"{name}.idx")
+        size = file.stat().st_size
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error})", hint=f"llmpipe verify {path}") from None
+    wanted = int(lengths.sum(dtype=np.int64))
+    if size != wanted * dtype.itemsize:
+        raise InputError(f"{file}: {size:,} bytes, its index says {wanted * dtype.itemsize:,}", hint=f"llmpipe verify {path}")
+    return np.memmap(file, dtype=dtype, mode="r") if wanted else np.empty(0, dtype)
+
+
+def _read_tombstones(path: Path, manifest: Manifest) -> dict[str, dict[int, int]]:
+    """Map each shard to the offset and length of its dead documents."""
+    dead: dict[str, dict[int, int]] = {}
+    for shard in manifest.shards:
+        if shard.name.startswith("tombstones-"):
+            for row in pq.read_table(path / shard.name).to_pylist():
+                dead.setdefault(row["shard"], {})[row["offset"]] = row["length"]
+    return dead
