@@ -347,6 +347,8 @@ def survey(stage: Stage, config: Any, inputs: list[Input], output: Path) -> Surv
     recipe = {"stage": stage.name, "version": stage.version, "config": recipe_of(config)}
     fingerprint = digest_of(recipe)
     previous, journal = find_manifest(output), read_journal(output)
+    if previous is None and len(journal) == 1 and journal[0]["fingerprint"] and _is_empty(output):
+        journal = []  # a run that failed before its first unit (a wrong field name, say) is no reason to refuse the next
     here = {(i.role, s.name): (i, s) for i in inputs for s in i.shards}
     consumed = {(c.input, c.name): c for c in previous.consumed} if previous else {}
     pending = [here[key] for key in here if key not in consumed]
@@ -380,6 +382,11 @@ def survey(stage: Stage, config: Any, inputs: list[Input], output: Path) -> Surv
             return make(state="fresh", why=[f"kept, though there are {len(why)} new inputs: it is frozen, --force makes it anew"])
         return make(state="behind" if stage.growth == "append" else "stale", why=why[:3] + ([f"… {len(why) - 3} more"] if len(why) > 3 else []))
     return make(state="fresh", why=[])
+
+
+def _is_empty(output: Path) -> bool:
+    """Whether an output holds nothing but a lock and a journal."""
+    return not {str(p.relative_to(output)) for p in output.rglob("*")} - {".lock", "state", "state/journal.jsonl"}
 
 
 # --- running -------------------------------------------------------------------------------------------------------

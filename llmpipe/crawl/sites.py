@@ -253,19 +253,15 @@ def _is_literal(value: object, depth: int = 0) -> bool:
 
 
 def _scrubber():
-    """Return a function that removes object addresses and this machine's names and paths from a page."""
-    import socket
+    """Return a function that removes object addresses and this machine's paths from a page."""
     import sysconfig
 
     paths = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.executable, os.path.expanduser("~"), str(Path(__file__).parents[2]), *sysconfig.get_paths().values()}
     paths |= {os.path.realpath(p) for p in paths}
     paths -= {"", "/", "/usr", "/usr/local", "/nonexistent"}
     home = _home()
-    names = [re.escape(p) for p in sorted(paths | ({home} if home else set()), key=len, reverse=True)]
-    host = socket.gethostname()
-    if len(host) > 3 and host not in ("localhost", "python"):
-        names.append(rf"\b{re.escape(host)}\b")
-    here = re.compile("|".join(names))
+    names = sorted(paths | ({home} if home else set()), key=len, reverse=True)
+    here = re.compile("|".join(rf"{re.escape(name)}(?![\w.-])" for name in names))
     address = re.compile(r"(?: |&nbsp;)at(?: |&nbsp;)0x[0-9A-Fa-f]{4,}")
     return lambda page: here.sub("/usr", address.sub("", page))
 

@@ -158,7 +158,7 @@ def _line_ranges(path: str) -> Iterator[tuple[int, int, int]]:
     start = position = 0
     first = line = 1
     with open(path, "rb") as f:
-        while chunk := f.read(1 << 20):
+        while chunk := f.read(min(1 << 20, UNIT_BYTES)):
             cut = chunk.find(b"\n") if position - start >= UNIT_BYTES else -1
             if cut >= 0:
                 yield start, position + cut + 1, first
