@@ -9,6 +9,7 @@ input appends shards; documents that changed or went leave tombstones.
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmpipe.data.docs import DocUnit, write_parquet
-from llmpipe.data.files import atomic_write
+from llmpipe.data.files import atomic_write, sha256_file
 from llmpipe.data.tokens import DOCS_SCHEMA, SPLITS, TOMBSTONES_SCHEMA, index_bytes, read_documents, token_dtype
 from llmpipe.errors import InputError
 from llmpipe.stage import Counts, UnitOutput, UnitResult, Work
+from llmpipe.tokenizer.directory import TOKENIZER_FILES, load_tokenizer, special_ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +67,7 @@ def run(config: Config, work: Work) -> Counts:
     assert given is not None
     facts = _copy_tokenizer(given.path, work)
     units, seen = _encode_units(work.doc_units(), work.previous is not None)
-    shared = {"tokenizer": str(given.path), "valid_fraction": config.valid_fraction, **facts}
+    shared = {"tokenizer": str(given.path), "digest": sha256_file(given.path / "tokenizer.json"), "valid_fraction": config.valid_fraction, **facts}
     pieces = work.map(encode, units, phase="piece", shared=shared)
     for piece in pieces:
         for shard in piece.shards:
@@ -81,8 +83,6 @@ def run(config: Config, work: Work) -> Counts:
 
 def _copy_tokenizer(source: Path, work: Work) -> dict[str, int]:
     """Put the tokenizer beside the tokens that it made; return its size and its end token."""
-    from llmpipe.tokenizer.directory import TOKENIZER_FILES, load_tokenizer, special_ids
-
     tokenizer = load_tokenizer(source)
     eos = special_ids(source).get("eos_token_id")
     if eos is None:
@@ -108,14 +108,14 @@ def _encode_units(docs: list[DocUnit], growing: bool) -> tuple[list[EncodeUnit],
 
 # --- encoding one row group -----------------------------------------------------------------------------------------
 
-_loaded: dict[str, Any] = {}  # one tokenizer per worker process: loading a large one takes a second
+_loaded: dict[str, Any] = {}  # by digest, one tokenizer per worker process: loading a large one takes a second
 
 
 def encode(unit: EncodeUnit, out: UnitOutput, shared: dict[str, Any]) -> Counts:
-    """Encode the live rows of a row group into a piece: an Arrow file of documents with their tokens."""
+    """Encode the live rows of a row group into a piece for each split: raw tokens, and a table of the documents."""
     from llmpipe.tokenizer.train import hash_unit
 
-    tokenizer = _tokenizer(shared["tokenizer"])
+    tokenizer = _tokenizer(shared["tokenizer"], shared["digest"])
     table = unit.docs.read(["id", "text", "source", "language", "op"])
     alive = np.ones(table.num_rows, dtype=bool)
     alive[list(unit.superseded)] = False
@@ -145,22 +145,19 @@ def encode(unit: EncodeUnit, out: UnitOutput, shared: dict[str, Any]) -> Counts:
     return Counts(read=len(rows), kept=len(rows), extra=extra)
 
 
-def _tokenizer(path: str) -> Any:
+def _tokenizer(path: str, digest: str) -> Any:
     """Load a tokenizer once per process, single-threaded: the workers are the parallelism.
 
     Special tokens that a document spells out stay text: what a web page writes must not end a document in the stream.
     """
-    if path not in _loaded:
-        import os
-
+    if digest not in _loaded:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        from llmpipe.tokenizer.directory import load_tokenizer
-
-        _loaded[path] = load_tokenizer(Path(path))
-        _loaded[path].encode_special_tokens = True
-        _loaded[path].no_truncation()
-        _loaded[path].no_padding()
-    return _loaded[path]
+        tokenizer = load_tokenizer(Path(path))
+        tokenizer.encode_special_tokens = True
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        _loaded[digest] = tokenizer
+    return _loaded[digest]
 
 
 def _documents(chosen: list[tuple[dict[str, Any], np.ndarray]]) -> pa.Table:
