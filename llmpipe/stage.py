@@ -434,7 +434,8 @@ def run_stage(stage: Stage, config: Any, request: Request, options: Options) -> 
                 return Outcome(stage=stage.name, state="fresh", why=found.why, output=output, manifest=found.previous, counts=Counts(), seconds=time.monotonic() - start)
             if found.state == "partial":
                 log.info("%s: going on where a run was cut short (%s)", stage.name, "; ".join(found.why))
-            remove_stale_tmp(output)
+            for folder in (output, *(output / name for name in SIDE_FOLDERS)):
+                remove_stale_tmp(folder)
             work.journal = Journal(output, found.header)
             try:
                 counts = module.run(config, work)
