@@ -551,7 +551,7 @@ def _publish(found: Survey, work: Work, counts: Counts, began: datetime, seconds
 
 
 def _sweep(output: Path, listed: dict[str, Shard]) -> None:
-    """Remove unit files that no manifest lists (of an attempt with other input), so that `pandas.read_parquet(DIR)` is right."""
+    """Remove unit files that no manifest lists (of an attempt with other input), so that reading `OUTPUT/*.parquet` is right in any tool."""
     for pattern in (_UNIT_FILES, *(f"{folder}/{_UNIT_FILES}" for folder in SIDE_FOLDERS)):
         for path in output.glob(pattern):
             if str(path.relative_to(output)) not in listed:
