@@ -84,8 +84,12 @@ class C4:
             long = block.token_starts[block.token_lengths > self.max_word_chars]
             kept[np.searchsorted(starts, long, side="right") - 1] = False
         if self.terminal_punctuation:
-            flags = block.tables.flags.take(block.code_points[ends - 1], mode="clip")
-            kept &= ((flags & C4_TERMINAL) != 0) & ~stats.lines_ending_in_dots
+            last = block.code_points[ends - 1].copy()
+            if self.citations:  # what stands before the marks counts
+                for k in np.flatnonzero(last == ord("]")).tolist():
+                    line = _CITATION.sub("", "".join(map(chr, block.code_points[starts[k] : ends[k]].tolist()))).rstrip()
+                    last[k] = ord(line[-1]) if line else 0
+            kept &= ((block.tables.flags.take(last, mode="clip") & C4_TERMINAL) != 0) & ~stats.lines_ending_in_dots
         phrases = (("javascript",) if self.javascript else ()) + (POLICIES if self.policies else ())
         if phrases:
             kept[np.searchsorted(starts, _find(stats, phrases), side="right") - 1] = False

@@ -230,6 +230,7 @@ def find_filter(name: str) -> type:
 
 def _parse(kind: type, name: str, params: dict[str, Any]) -> dict[str, Any]:
     """Check parameters against the filter's fields; return those that were given, typed."""
+    params = {k: None if v in ("null", "~", "", "off") else v for k, v in params.items()}  # YAML keeps them as text in free-form fields
     try:
         whole = load(kind, stage=f"filters.{name}", mapping=params, environ={})
     except UsageError as error:

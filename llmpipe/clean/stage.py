@@ -8,6 +8,7 @@ Reads a directory of documents. Writes documents, `dropped/` (each with the rule
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
@@ -157,8 +158,7 @@ def plan(config: Config, work: Work) -> dict[str, Any]:
     ids, texts = [], []
     for unit in chosen:
         table = unit.read(["id", "text"])
-        step = max(table.num_rows // share, 1)
-        rows = pa.array(range(0, table.num_rows, step)[:share], pa.int64())
+        rows = pa.array(sorted(random.Random(unit.name).sample(range(table.num_rows), min(share, table.num_rows))), pa.int64())
         ids += table.column("id").take(rows).to_pylist()
         texts += table.column("text").take(rows).to_pylist()
     verdict = judge(texts, Recipe.of(config))
