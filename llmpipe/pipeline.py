@@ -59,6 +59,8 @@ def load_pipeline(path: Path, *, run_dir: Path | None = None, sets: Sequence[str
     by_step = _split_sets(sets, [name for name, *_ in parsed])
     for name, stage, mapping in parsed:
         own = {k: v for k, v in mapping.items() if k not in RESERVED or (k == "model" and isinstance(v, dict))}
+        if stage.name == "crawl":
+            own.setdefault("refresh", "none")  # a second run is fresh, not a new visit round, unless the pipeline says so
         try:
             cls = stage.load().Config
             settings = configs.load(cls, stage=name, mapping=own, base=base, sets=by_step.get(name, ()))
