@@ -208,11 +208,15 @@ class Scheduler:
         """Put a host in the heap if it may be asked: one request at a time, but for crawls without delay."""
         if not host.queued and not host.robots_pending and (host.active == 0 or self.settings.delay_s == 0):
             host.queued = True
-            heapq.heappush(self._heap, (host.next_at, host.id))
+            # one that asks for too long a pause comes up at once, to have its URLs dropped
+            heapq.heappush(self._heap, (0.0 if self._too_long(host, time.time()) else host.next_at, host.id))
+
+    def _too_long(self, host: Host, now: float) -> bool:
+        return host.next_at > now + self.settings.max_wait_s
 
     def _launch_from(self, host: Host, now: float) -> bool:
         """Start the host's next fetch; return whether it may be asked for another."""
-        if now < host.next_at <= now + self.settings.max_wait_s:
+        if host.next_at > now and not self._too_long(host, now):
             return True
         while True:
             if not host.queue:
@@ -224,7 +228,7 @@ class Scheduler:
                 return False
             entry = host.queue[0]
             verdict: Rules | Wait | Barred | None
-            if host.next_at > now + self.settings.max_wait_s:
+            if self._too_long(host, now):
                 verdict = Barred("retry_after", f"{host.next_at - now:.0f} s")
             else:
                 verdict = self.robots.lookup(origin(entry.url), now)
