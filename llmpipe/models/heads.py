@@ -3,7 +3,7 @@
     classifier = SequenceClassifier(config, num_labels=3)
     classifier.load_body(load_model(directory)[0])              # the pretrained weights below the head
     logits = classifier(ids, lengths)                           # (B, T), (B,) -> (B, num_labels)
-    save_classifier(out, classifier, labels=[...], tokenizer=directory); load_classifier(out)
+    save_classifier(out, classifier, labels=[...], tokenizer=directory, max_length=256); load_classifier(out)
 
 Parameters are named as in `Qwen3ForSequenceClassification`, and the pooled position is the same (the last token that is
 not padding), so the saved directory loads with AutoModelForSequenceClassification and gives the same logits.
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from llmpipe.data.files import read_json, write_json
 from llmpipe.errors import InputError
-from llmpipe.models.hf import config_json, load_config, load_weights, save_tokenizer, save_weights, special_ids
+from llmpipe.models.hf import config_json, load_config, load_weights, save_weights
 from llmpipe.models.transformer import Decoder, ModelConfig, Transformer
+from llmpipe.tokenizer.directory import save_tokenizer, special_ids
 
 ARCHITECTURES = {"qwen3": "Qwen3ForSequenceClassification", "llama": "LlamaForSequenceClassification"}
 
@@ -48,10 +49,10 @@ class SequenceClassifier(nn.Module):
         self.score.weight.normal_(0.0, self.config.dim**-0.5, generator=generator)
 
 
-def save_classifier(directory: Path, classifier: SequenceClassifier, *, labels: list[str], tokenizer: Path) -> list[Path]:
+def save_classifier(directory: Path, classifier: SequenceClassifier, *, labels: list[str], tokenizer: Path, max_length: int) -> list[Path]:
     """Write a directory that AutoModelForSequenceClassification loads; return the files written, each atomically.
 
-    `tokenizer` is the directory that the tokenizer's files are copied from.
+    `tokenizer` is the directory that the tokenizer's files are copied from; `max_length` what it cuts texts at.
     """
     directory.mkdir(parents=True, exist_ok=True)
     weights = {name: t.detach().to("cpu", torch.float32).contiguous() for name, t in classifier.state_dict().items()}
@@ -62,7 +63,7 @@ def save_classifier(directory: Path, classifier: SequenceClassifier, *, labels: 
     config["problem_type"] = "single_label_classification"
     ids = special_ids(tokenizer)
     write_json(directory / "config.json", {**config, **ids, "pad_token_id": pad_id(tokenizer)})
-    files = save_tokenizer(directory, tokenizer, model_max_length=classifier.config.max_seq_len)
+    files = save_tokenizer(directory, tokenizer, model_max_length=max_length)
     save_weights(directory / "model.safetensors", weights)
     return [*files, directory / "config.json", directory / "model.safetensors"]
 
