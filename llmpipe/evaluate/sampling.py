@@ -20,8 +20,9 @@ from torch import Tensor
 
 from llmpipe.errors import InputError, UsageError
 from llmpipe.models.heads import class_labels
-from llmpipe.models.hf import load_model, load_tokenizer, special_ids
+from llmpipe.models.hf import load_model
 from llmpipe.models.transformer import KVCache, Transformer
+from llmpipe.tokenizer.directory import load_tokenizer, special_ids
 
 Finish = Literal["stop", "length"]
 

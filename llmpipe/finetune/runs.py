@@ -46,7 +46,7 @@ def finetune(config: Config, work: Work, data: Data) -> None:
         if winner.offer(outcome.best.value, seed, lower_is_better=config.metric == "loss") or len(values) == 1:
             model, result, chosen = candidate, outcome, seed
     base = sha256_file(directory / "model.safetensors") if (directory / "model.safetensors").is_file() else ""
-    files = _write(config, work, model, data.labels, directory, base, _probe(examples, encoder, config.device))
+    files = _write(config, work, model, data.labels, directory, base, encoder, _probe(examples, encoder, config.device))
     for path in files:
         work.add_file(path)
     work.add_file(work.output / "metrics.jsonl")
@@ -153,7 +153,7 @@ def _probe(examples: list[Example], encoder: Encoder, device: str) -> tuple[torc
     return batch.ids, batch.lengths
 
 
-def _write(config: Config, work: Work, model: SequenceClassifier, labels: list[str], tokenizer: Path, base: str, probe: tuple[torch.Tensor, ...]) -> list[Path]:
+def _write(config: Config, work: Work, model: SequenceClassifier, labels: list[str], source: Path, base: str, encoder: Encoder, probe: tuple[torch.Tensor, ...]) -> list[Path]:
     files = []
     if config.lora.rank:
         files = save_adapter(work.output / "adapter", model, base_digest=base, extra=["score.weight"], targets=config.lora.targets)
@@ -161,7 +161,7 @@ def _write(config: Config, work: Work, model: SequenceClassifier, labels: list[s
         work.info["merge_max_difference"] = difference
         if not difference <= MERGE_TOLERANCE:  # also catches NaN
             work.log.warning("finetune: merging the adapter changes logits by up to %.2g", difference)
-    return files + save_classifier(work.output, model, labels=labels, tokenizer=tokenizer)
+    return files + save_classifier(work.output, model, labels=labels, tokenizer=source, max_length=encoder.max_length)
 
 
 class MetricsFile:

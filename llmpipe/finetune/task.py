@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from llmpipe.data.rows import Row
 from llmpipe.evaluate.metrics import Score
 from llmpipe.models.heads import pad_id
-from llmpipe.models.hf import load_config, load_tokenizer, special_ids
+from llmpipe.models.hf import load_config
+from llmpipe.tokenizer.directory import load_tokenizer, special_ids, tokenizer_settings
 
 Prediction = dict[str, Any]
 
@@ -103,6 +104,8 @@ class Encoder:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         longest = load_config(directory).max_seq_len
+        if isinstance(limit := tokenizer_settings(directory).get("model_max_length"), int) and limit > 0:
+            longest = min(longest, limit)  # a classifier's is what its training texts were cut at
         ids = special_ids(directory)
         return cls(
             tokenizer=tokenizer,

@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from llmpipe.errors import UsageError
+from llmpipe.cli import main
+from llmpipe.errors import USAGE
 from llmpipe.evaluate.generate import Config, generate_texts, stream_text
 from llmpipe.evaluate.sampling import Sampler, choose
 from tests.tiny import make_model
@@ -95,18 +96,18 @@ def test_settings_out_of_range_are_named():
         Config(num_samples=0)
 
 
-def test_stdout_is_the_continuation_alone_and_a_file_of_prompts_becomes_parquet(llmpipe, directory, tmp_path):
-    alone = llmpipe("generate", "--model", directory, "--prompt", "小镇", "--set", "max_new_tokens=8")
-    assert alone.returncode == 0, alone.stderr
-    assert alone.stdout == generate_texts(directory, "小镇", Config(max_new_tokens=8))[0] + "\n"
+def test_stdout_is_the_continuation_alone_and_a_file_of_prompts_becomes_parquet(directory, tmp_path, capsys):
+    assert main(["generate", "--model", str(directory), "--prompt", "小镇", "--set", "max_new_tokens=8"]) == 0
+    alone = capsys.readouterr().out
+    assert alone == generate_texts(directory, "小镇", Config(max_new_tokens=8))[0] + "\n"
     (tmp_path / "p.jsonl").write_text('{"prompt": "小镇"}\n{"prompt": "the wind"}\n', encoding="utf-8")
-    made = llmpipe("generate", "--model", directory, "--input", "p.jsonl", "--output", "out", "--set", "max_new_tokens=8", "--set", "num_samples=2")
-    assert made.returncode == 0, made.stderr
+    arguments = ["--input", str(tmp_path / "p.jsonl"), "--output", str(tmp_path / "out"), "--set", "max_new_tokens=8", "--set", "num_samples=2"]
+    assert main(["generate", "--model", str(directory), *arguments]) == 0
     table = pq.read_table(tmp_path / "out" / "continuations.parquet").to_pylist()
     assert [(r["prompt"], r["sample"]) for r in table] == [("小镇", 0), ("小镇", 1), ("the wind", 0), ("the wind", 1)]
-    assert table[0]["continuation"] == alone.stdout[:-1]
+    assert table[0]["continuation"] == alone[:-1]
 
 
-def test_a_prompt_is_needed(directory, llmpipe):
-    got = llmpipe("generate", "--model", directory, "--output", "out")
-    assert got.returncode == UsageError.exit_code and "nothing to continue" in got.stderr
+def test_a_prompt_is_needed(directory, tmp_path, capsys):
+    assert main(["generate", "--model", str(directory), "--output", str(tmp_path / "out")]) == USAGE
+    assert "nothing to continue" in capsys.readouterr().err
