@@ -49,14 +49,14 @@ class SequenceClassifier(nn.Module):
         self.score.weight.normal_(0.0, self.config.dim**-0.5, generator=generator)
 
 
-def save_classifier(directory: Path, classifier: SequenceClassifier, *, labels: list[str], tokenizer: Path, max_length: int) -> list[Path]:
+def save_classifier(directory: Path, classifier: SequenceClassifier, *, labels: list[str], tokenizer: Path, max_length: int, dtype: torch.dtype | None = None) -> list[Path]:
     """Write a directory that AutoModelForSequenceClassification loads; return the files written, each atomically.
 
     `tokenizer` is the directory that the tokenizer's files are copied from; `max_length` what it cuts texts at.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    weights = {name: t.detach().to("cpu", torch.float32).contiguous() for name, t in classifier.state_dict().items()}
-    config = config_json(classifier.config, torch.float32)
+    weights = {name: t.detach().to("cpu", dtype or torch.float32).contiguous() for name, t in classifier.state_dict().items()}
+    config = config_json(classifier.config, dtype or torch.float32)
     config["architectures"] = [ARCHITECTURES[config["model_type"]]]
     config["id2label"] = {str(i): label for i, label in enumerate(labels)}
     config["label2id"] = {label: i for i, label in enumerate(labels)}
