@@ -120,7 +120,7 @@ def train(
                 for name, p in trained.items():
                     best_weights[name].copy_(p.detach())
             stopped = bool(plan.patience and best.waited >= plan.patience)
-        if evaluating or step % plan.log_every == 0 or step == start + 1:
+        if evaluating or step % plan.log_every == 0 or step == 1:
             log({**line, "tokens_per_s": round(seen_tokens / (time.monotonic() - began), 1)})
         if evaluating:
             save(folder, step, trained, optimizer, best_weights, {"step": step, "best": {"value": best.value, "step": best.step, "waited": best.waited}})
