@@ -174,8 +174,8 @@ def verify_outputs(paths: Sequence[Path]) -> tuple[int, list[str]]:
 _TABLES = {
     "filters": ("llmpipe.clean.rules", "FILTERS"),
     "presets": ("llmpipe.clean.presets", "PRESETS"),
-    "models": ("llmpipe.models.table", "MODELS"),
-    "objectives": ("llmpipe.training.objectives", "OBJECTIVES"),
+    "models": ("llmpipe.training.names", "MODELS"),
+    "objectives": ("llmpipe.training.names", "OBJECTIVES"),
     "tasks": ("llmpipe.finetune.tasks", "TASKS"),
 }
 

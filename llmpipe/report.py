@@ -70,19 +70,20 @@ def _scores(steps: list[tuple[str, Path, Manifest]]) -> list[str]:
     for name, output, manifest in steps:
         if manifest.stage == "eval":
             results = read_json(output / "results.json")["results"]
-            sections.append(f"## Scores: {name}\n\n" + results_table(results))
+            sections.append(f"## Scores: {name}\n\n" + results_table(results, classes=False))
     return sections
 
 
-def results_table(results: Sequence[dict[str, Any]]) -> str:
-    """Tabulate results.json: one row a task and metric, systems side by side with their intervals."""
+def results_table(results: Sequence[dict[str, Any]], *, classes: bool = True) -> str:
+    """Tabulate results.json: one row a task, metric and system, with its interval. `classes` adds a row for each class."""
     rows = []
     for r in results:
-        if isinstance(r.get("value"), int | float):
-            low, high = r.get("ci95") or (None, None)
-            interval = f"{low:.3f} to {high:.3f}" if low is not None and high is not None else "exact"
-            rows.append([r.get("system", "model"), r["task"], r["metric"], f"{r['value']:.4f}", interval, f"{r.get('n', ''):,}" if isinstance(r.get("n"), int) else ""])
-    return markdown_table(("system", "task", "metric", "value", "95 % interval", "n"), rows)
+        if not isinstance(r.get("value"), int | float) or (r.get("class") is not None and not classes):
+            continue
+        part = " ".join(str(r[k]) for k in ("language", "source", "class") if r.get(k) is not None) or "all"
+        interval = f"{r['ci95'][0]:.3f} to {r['ci95'][1]:.3f}" if r.get("ci95") else "exact"
+        rows.append([r["task"], r["metric"], part, r.get("system", "model"), f"{r['value']:.4f}", interval, f"{r['n']:,}"])
+    return markdown_table(("task", "metric", "on", "system", "value", "95 % interval", "n"), rows)
 
 
 def compare_table(compared: dict[str, Any]) -> str:
