@@ -1,0 +1,124 @@
+"""Train a language model from scratch on token shards; the same command resumes, to the same bits.
+
+    llmpipe pretrain --input tokens --output model --set depth=4 --set hours=0.5
+
+Reads tokens; writes a Hugging Face directory (config.json, model.safetensors, the tokenizer), `metrics.jsonl` (one line a
+log step) and `checkpoints/` to go on from. `--dry-run` says parameters, memory, tokens, operations and time beforehand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from llmpipe.config import cosmetic
+from llmpipe.stage import Counts, Work
+from llmpipe.training.settings import OptimizerConfig, ScheduleConfig
+
+HORIZONS = ("steps", "tokens", "tokens_per_param", "hours")
+DEFAULT_DEPTH = 4
+DEFAULT_TOKENS_PER_PARAM = 20.0  # Hoffmann et al. 2022
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSettings:
+    kind: Literal["gpt"] = "gpt"
+    """gpt: a decoder in the shape of Qwen3, which every tool for that family runs."""
+    num_layers: int | None = None
+    """Give num_layers and dim, or `depth`, which sets both."""
+    dim: int | None = None
+    num_heads: int | None = None
+    """null: heads of 64 below dim 512, of 128 from there."""
+    num_kv_heads: int | None = None
+    """Key and value heads; fewer than num_heads saves memory in generation. null: as many."""
+    ffn_dim: int | None = None
+    """Width of the SwiGLU; null: 8/3 of dim."""
+    rope_theta: float = 10_000.0
+    qk_norm: bool = True
+    tie_embeddings: bool = True
+    """One matrix for embedding and head: right while it is more than a quarter of the parameters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    model: ModelSettings = field(default_factory=ModelSettings)
+    depth: int | None = None
+    """One knob for the size: depth layers of width 64 x depth. null and no sizes: 4, which is 4 M parameters at 4,096 ids."""
+    objective: Literal["clm"] = "clm"
+    """clm: predict the next token."""
+    steps: int | None = None
+    """How long to train: at most one of steps, tokens, tokens_per_param, hours; none: 20 tokens per parameter."""
+    tokens: int | None = None
+    tokens_per_param: float | None = None
+    hours: float | None = None
+    """Turned into steps by a probe before the first one, and stored, so that resuming is exact."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """muon: Muon for the matrices of the blocks, AdamW for the rest."""
+    lr: float | None = None
+    """Peak rate. null: 0.02 for muon's matrices; for adamw by size, 6.5e-3 at 5 M parameters, 2.2e-3 at 124 M."""
+    optim: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    batch_tokens: int | None = None
+    """Tokens a step. null: by model size (37k at 4 M parameters, 360k at 124 M), less where that would leave under 500 steps."""
+    seq_len: int | None = None
+    """Tokens of context. null: 256 below dim 384, 512 below 768, 1,024 from there."""
+    micro_batch: int = 0
+    """Sequences a forward pass; 0: 4,096 tokens on a CPU, 32,768 on a GPU. Gradients are added up to batch_tokens."""
+    seed: int = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 where the device computes in it, else fp32. Weights and optimizer are fp32 always."""
+    threads: int = 0
+    """0: one a physical core."""
+    compile: bool | None = None
+    """torch.compile. null: on a GPU only; on a CPU it takes half a minute and gained nothing."""
+    eval_tokens: int = 200_000
+    """Tokens of the valid split, from its start, that an evaluation reads."""
+    eval_every: int = cosmetic(0)
+    """Steps between evaluations; 0: ten over the run. There is always one at the end."""
+    log_every: int = cosmetic(5)
+    checkpoint_every: int = cosmetic(0)
+    """Steps between checkpoints; 0: every two minutes, and never more than a twentieth of the time."""
+    keep_checkpoints: int = cosmetic(2)
+    max_hours: float | None = cosmetic(None)
+    """Save and stop after this time; the same command goes on. For queues with a limit."""
+
+    def __post_init__(self) -> None:
+        given = [name for name in HORIZONS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"two horizons: {' and '.join(given)}; give one of {', '.join(HORIZONS)}")
+        sizes = [name for name in ("num_layers", "dim") if getattr(self.model, name) is not None]
+        if self.depth is not None and sizes:
+            raise ValueError(f"depth and model.{' and model.'.join(sizes)}: give the one or the others")
+        if len(sizes) == 1:
+            raise ValueError(f"model.{sizes[0]} needs model.{'dim' if sizes[0] == 'num_layers' else 'num_layers'} beside it; or give depth alone")
+        for name in ("depth", *HORIZONS, "lr", "batch_tokens", "seq_len", "log_every", "eval_tokens"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name} {getattr(self, name)} is not above 0")
+        for name in ("num_layers", "dim", "num_heads", "num_kv_heads", "ffn_dim"):
+            if getattr(self.model, name) is not None and getattr(self.model, name) < 1:
+                raise ValueError(f"model.{name} {getattr(self.model, name)} is below 1")
+
+
+def resolve(config: Config) -> Config:
+    """Fill in the device, dtype and threads of this machine: they change results, so they are part of the recipe."""
+    from llmpipe.models.device import bf16_is_fast, choose_device
+    from llmpipe.training.compute import physical_cores
+
+    device = choose_device(config.device)
+    dtype = config.dtype if config.dtype != "auto" else "bf16" if bf16_is_fast(device) else "fp32"
+    compiled = config.compile if config.compile is not None else device == "cuda"
+    return replace(config, device=device, dtype=dtype, threads=config.threads or physical_cores(), compile=compiled)  # type: ignore[arg-type]
+
+
+def run(config: Config, work: Work) -> Counts:
+    from llmpipe.pretrain.job import pretrain
+
+    return pretrain(config, work)
+
+
+def plan(config: Config, work: Work) -> dict[str, Any]:
+    """Say what the run would be: parameters, operations, memory, tokens, time by a short probe. Writes nothing."""
+    from llmpipe.pretrain.plan import plan_run
+
+    return plan_run(config, work)
