@@ -28,7 +28,7 @@ def outputs_below(path: Path) -> Iterator[tuple[str, Path]]:
     for entry in sorted(path.iterdir()):
         if entry.is_dir() and ((entry / "manifest.json").is_file() or read_journal(entry)):
             manifest = find_manifest(entry)
-            at = min((g.made["at"] for g in manifest.generations), default="") if manifest else "~"
+            at = min((str(g.made.get("at", "")) for g in manifest.generations), default="") if manifest else "~"
             found.append((at, order.get(manifest.stage, 99) if manifest else 99, entry))
     if not found:
         raise InputError(f"{path}: holds no output of llmpipe", hint="name a run directory such as runs/quickstart, or an output below it")
@@ -174,8 +174,8 @@ def verify_outputs(paths: Sequence[Path]) -> tuple[int, list[str]]:
 _TABLES = {
     "filters": ("llmpipe.clean.rules", "FILTERS"),
     "presets": ("llmpipe.clean.presets", "PRESETS"),
-    "models": ("llmpipe.training.names", "MODELS"),
-    "objectives": ("llmpipe.training.names", "OBJECTIVES"),
+    "models": ("llmpipe.models.table", "MODELS"),
+    "objectives": ("llmpipe.training.objectives", "OBJECTIVES"),
     "tasks": ("llmpipe.finetune.tasks", "TASKS"),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -66,8 +67,11 @@ def test_closed_pipe_ends_with_141():
         f"{sys.executable} -m llmpipe config init crawl | true; echo ${{PIPESTATUS[0]}}", shell=True, executable="/bin/bash", capture_output=True, text=True
     )
     assert out.stdout.strip() in ("141", "0") and "Traceback" not in out.stderr  # 0 where the pipe took it all before it closed
-    code = "import os, sys; r, w = os.pipe(); os.close(r); os.dup2(w, 1); import llmpipe.cli; sys.exit(llmpipe.cli.main(['config', 'init', 'crawl']))"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 141
+    reader, writer = os.pipe()
+    os.close(reader)
+    out = subprocess.run([sys.executable, "-m", "llmpipe", "config", "init", "crawl"], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert out.returncode == 141 and out.stderr == ""
 
 
 def test_verify_inspect_status_and_why_on_documents(llmpipe, tmp_path):
