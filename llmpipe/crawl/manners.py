@@ -122,6 +122,8 @@ class Host:
     queued: bool = False
     """Whether it stands in the heap."""
     robots_pending: bool = False
+    exhausted: bool = False
+    """Whether the frontier had no more for it when last asked."""
 
     def observe(self, fetched: Fetched, *, delay_s: float, crawl_delay_s: float, now: float) -> None:
         """Set `next_at` from the configured delay, robots.txt, the answer's latency, errors and Retry-After.

@@ -36,6 +36,8 @@ REFILL = 100
 """URLs of a host held in memory."""
 MAX_HOSTS = 1_000
 """Hosts with a queue in memory."""
+MAX_EXTRACTING = 100
+"""Pages fetched and waiting for extraction: what a kill costs again, and memory."""
 MAX_OUTLINKS = 4_000
 ANY_DEPTH = 1 << 30
 HOUR_S, DAY_S = 3_600.0, 86_400.0
@@ -162,7 +164,7 @@ class Scheduler:
     def _sleep(self) -> None:
         """Wait for a result, or until a host may be asked again, or a commit is due."""
         timeout = COMMIT_S
-        if self._heap and not self.extractors.is_full and self._has_room():
+        if self._heap and self._has_room():
             timeout = min(timeout, self._heap[0][0] - time.time())
         self.fetchers.fetcher.expire()
         # an idle worker's pipe may be readable (it says that it is ready) and would end every sleep at once
@@ -176,7 +178,8 @@ class Scheduler:
     # --- what is fetched next ---------------------------------------------------------------------------------------
 
     def _has_room(self) -> bool:
-        return self.fetchers.pending < 2 * self.settings.num_threads and not self.extractors.is_full and not self._spent()
+        backlog = self.extractors.is_full or self.extractors.pending >= MAX_EXTRACTING
+        return self.fetchers.pending < 2 * self.settings.num_threads and not backlog and not self._spent()
 
     def _spent(self) -> bool:
         """Whether the pages in flight may already fill the round."""
@@ -198,6 +201,7 @@ class Scheduler:
         for host_id in self.frontier.ready_hosts(self._hosts, room, self.level) if room > 0 else ():
             self._bring(host_id)
         for host in self._hosts.values():
+            host.exhausted = False
             self._queue(host)
 
     def _bring(self, host_id: int) -> None:
@@ -219,10 +223,11 @@ class Scheduler:
         if host.next_at > now and not self._too_long(host, now):
             return True
         while True:
-            if not host.queue:
-                for entry in self.frontier.take(host.id, REFILL, skip=host.loaded, max_depth=self.level):
-                    host.queue.append(entry)
-                    host.loaded.add(entry.id)
+            if not host.queue and not host.exhausted:
+                found = self.frontier.take(host.id, REFILL, skip=host.loaded, max_depth=self.level)
+                host.queue.extend(found)
+                host.loaded.update(entry.id for entry in found)
+                host.exhausted = len(found) < REFILL
             if not host.queue:
                 self._retire(host)
                 return False
@@ -421,6 +426,7 @@ class Scheduler:
             if host_id not in self._hosts and len(self._hosts) < MAX_HOSTS:
                 self._bring(host_id)
             if (host := self._hosts.get(host_id)) is not None:
+                host.exhausted = False
                 self._queue(host)
         self.queue_size += len(added)
 

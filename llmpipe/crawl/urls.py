@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 from typing import Literal
 from urllib.parse import quote_from_bytes, urljoin, urlsplit
 
@@ -214,7 +215,7 @@ def trap(url: str) -> tuple[str, str, int] | None:
     if len(segments) <= MAX_SEGMENT_RUN:
         return None
     run = 1
-    for before, segment in zip(segments, segments[1:], strict=False):
+    for before, segment in pairwise(segments):
         run = run + 1 if segment == before else 1
         if run > MAX_SEGMENT_RUN:
             return "path_repeats", segment, MAX_SEGMENT_RUN

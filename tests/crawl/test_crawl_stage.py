@@ -7,19 +7,19 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow.parquet as pq
 import pytest
+
 from llmpipe.crawl.stage import Config
 from llmpipe.data.docs import meta_value, read_docs
 from llmpipe.data.manifest import find_manifest, verify_manifest
 from llmpipe.errors import InputError, UsageError
 from llmpipe.stage import STAGES, Options, Outcome, Request, run_stage
-
 from tests.crawl.server import Answer, answer, page, redirect, serve
 
 
@@ -164,7 +164,7 @@ def test_scope_of_a_prefix_and_of_a_domain(tmp_path: Path) -> None:
     links = ["/docs/a", "/blog/b", "http://www.example.org/c", "http://evil.example.net/d"]
     routes = {"/docs/": page("Docs", links=links), **{p: page(p) for p in ("/docs/a", "/blog/b", "/c", "/d")}}
     with serve(routes) as site:
-        local = {host: f"127.0.0.1:{site.port}" for host in ("example.org", "www.example.org", "evil.example.net")}
+        local = dict.fromkeys(("example.org", "www.example.org", "evil.example.net"), f"127.0.0.1:{site.port}")
         crawl(tmp_path / "prefix", "http://example.org/docs/", scope="prefix", resolve=local, allow_private=False)
         assert set(rows(tmp_path / "prefix")) == {"/docs/", "/docs/a"}
         crawl(tmp_path / "domain", "http://example.org/docs/", scope="domain", resolve=local, allow_private=False)
@@ -176,7 +176,7 @@ def test_a_seed_that_moved_within_its_domain_takes_the_scope_along(tmp_path: Pat
         (redirect("http://www.example.org/") if handler.headers["Host"] == "example.org" else page("Moved 搬家", links=["/a"]))(handler)
 
     with serve({"/": start, "/a": page("A")}) as site:
-        local = {host: f"127.0.0.1:{site.port}" for host in ("example.org", "www.example.org")}
+        local = dict.fromkeys(("example.org", "www.example.org"), f"127.0.0.1:{site.port}")
         crawl(tmp_path, "http://example.org/", resolve=local, allow_private=False)
     assert {row["url"] for row in rows(tmp_path).values()} == {"http://www.example.org/", "http://www.example.org/a"}
 
@@ -210,6 +210,30 @@ def test_robots_that_fail_are_tried_again_and_then_forbid(tmp_path: Path) -> Non
         with pytest.raises(InputError, match="robots_unreachable.*http_500"):
             crawl(tmp_path / "down", site.url())
         assert (site.hits["/robots.txt"], site.hits["/"]) == (3, 0)
+
+
+def test_with_a_delay_a_host_sees_one_connection_and_one_request_at_a_time(tmp_path: Path) -> None:
+    import time
+
+    arrivals: list[float] = []
+
+    def note(handler: BaseHTTPRequestHandler) -> None:
+        arrivals.append(time.monotonic())
+        page("Calm 静", links=[f"/{n}" for n in range(8)])(handler)
+
+    with serve({"/": note, **{f"/{n}": note for n in range(8)}}) as site:
+        crawl(tmp_path, site.url(), delay_s=0.1)
+        assert site.connections == 1
+    assert len(rows(tmp_path)) == len(arrivals) == 9
+    assert min(later - before for before, later in pairwise(arrivals)) >= 0.1
+
+
+def test_a_crawl_delay_is_heeded_though_no_delay_is_set(tmp_path: Path) -> None:
+    robots = answer(body="User-agent: *\nCrawl-delay: 0.2\n")
+    with serve({"/robots.txt": robots, **{f"/{n}": page(f"{n}", links=["/1", "/2", "/3"]) for n in range(4)}}) as site:
+        outcome = crawl(tmp_path, site.url("/0"), delay_s=0)
+        assert site.connections == 1
+    assert outcome.counts.kept == 4 and outcome.seconds > 0.6
 
 
 def test_retry_after_is_waited_for_and_no_other_request_comes_before(tmp_path: Path) -> None:

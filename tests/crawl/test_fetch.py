@@ -19,10 +19,10 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+
 from llmpipe.crawl import sitemap
 from llmpipe.crawl.fetch import Fetched, Fetcher, Target, parse_retry_after, tls_context
 from llmpipe.crawl.guard import Guard, is_public
-
 from tests.crawl.server import answer, page, redirect, serve
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+
 from llmpipe.crawl.frontier import Frontier, NewUrl, url_key
 from llmpipe.errors import InputError
 

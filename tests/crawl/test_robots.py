@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+
 from llmpipe.crawl.robots import MAX_BYTES, page_directives, parse
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from llmpipe.crawl.urls import Scope, canonical, parse_seed, registered_domain, resolve, trap
 
 BASE = "http://a.example/dir/page.html?q=1"
