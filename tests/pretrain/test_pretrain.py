@@ -1,0 +1,242 @@
+"""Pretraining end to end on tiny models: exact to resume after any kill, saved on signals, refused when it makes no sense."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from llmpipe.data.manifest import read_manifest
+from llmpipe.data.tokens import TokensDir
+from llmpipe.models.hf import load_model
+from llmpipe.training.metrics import read_metrics
+from tests.material import bilingual_rows, write_docs_dir
+
+SETS = {
+    "model.num_layers": 2, "model.dim": 32, "model.num_heads": 2, "model.num_kv_heads": 1, "seq_len": 32, "batch_tokens": 256, "micro_batch": 4,
+    "steps": 30, "eval_every": 10, "log_every": 4, "checkpoint_every": 3, "threads": 1, "dtype": "fp32", "eval_tokens": 500,
+}
+
+
+def arguments(output: str, **changes: object) -> list[str]:
+    sets = {k: v for k, v in {**SETS, **{k.replace("__", "."): v for k, v in changes.items()}}.items() if v is not None}
+    return ["pretrain", "--input", "tokens", "--output", output, *(x for k, v in sets.items() for x in ("--set", f"{k}={v}"))]
+
+
+@pytest.fixture(scope="module")
+def tokens_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from llmpipe.cli import main
+
+    root = tmp_path_factory.mktemp("tokens")
+    write_docs_dir(root / "docs", bilingual_rows(40))
+    before = Path.cwd()
+    os.chdir(root)
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["tokenizer", "--input", "docs", "--output", "tok", "--set", "vocab_size=380"]) == 0
+        assert main(["tokenize", "--input", "docs", "--tokenizer", "tok", "--output", "tokens", "--set", "valid_fraction=0.2", "--workers", "1"]) == 0
+    finally:
+        os.chdir(before)
+        signal.signal(signal.SIGTERM, handler)
+    return root
+
+
+@pytest.fixture
+def here(tmp_path: Path, tokens_root: Path) -> Path:
+    (tmp_path / "tokens").symlink_to(tokens_root / "tokens")
+    return tmp_path
+
+
+def steady(path: Path) -> list[dict]:
+    """The metrics without what only time decides."""
+    return [{k: v for k, v in r.items() if k not in ("tokens_per_s", "mfu")} for r in read_metrics(path / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def reference(tokens_root: Path) -> Path:
+    """A run that nothing disturbed."""
+    done = subprocess.run([sys.executable, "-m", "llmpipe", *arguments("reference")], cwd=tokens_root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return tokens_root / "reference"
+
+
+def test_a_run_learns_and_leaves_a_whole_model(reference: Path) -> None:
+    manifest = read_manifest(reference, kind="model")
+    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} == {s.name for s in manifest.shards}
+    assert [p.name for p in reference.rglob("model.safetensors")] == ["model.safetensors"]
+    records = read_metrics(reference / "metrics.jsonl")
+    assert [r["step"] for r in records] == [4, 8, 10, 12, 16, 20, 24, 28, 30]
+    assert set(records[0]) == {"step", "tokens", "loss", "lr", "grad_norm", "tokens_per_s", "mfu"}
+    assert set(records[2]) == {*records[0], "val_loss", "val_bpb"}
+    assert records[0]["tokens"] == 4 * 256 and records[-1]["loss"] < records[0]["loss"]
+    assert manifest.info["val_bpb"] == records[-1]["val_bpb"] < records[2]["val_bpb"]
+    model, config = load_model(reference)
+    assert manifest.info["parameters"] == sum(p.numel() for p in model.parameters()) and config.num_kv_heads == 1
+
+
+def test_val_bpb_counts_all_and_only_the_text(reference: Path, tokens_root: Path) -> None:
+    """Recompute it token by token: nats of tokens that stand for text, over the bytes that they stand for."""
+    model, _ = load_model(reference)
+    tokens = TokensDir(tokens_root / "tokens")
+    ids, sizes = tokens.split("valid").window(0, 501), tokens.token_bytes()
+    nats = num_bytes = 0.0
+    for i in range(500):
+        start = i // 32 * 32
+        with torch.no_grad():
+            logp = model(torch.from_numpy(ids[start : i + 1])[None])[0, -1].log_softmax(-1)
+        if sizes[ids[i + 1]]:
+            nats -= float(logp[ids[i + 1]])
+            num_bytes += sizes[ids[i + 1]]
+    assert read_manifest(reference, kind="model").info["val_bpb"] == pytest.approx(nats / np.log(2) / num_bytes, rel=1e-5)
+
+
+def test_kills_at_random_moments_change_no_bit(here: Path, reference: Path) -> None:
+    rng = random.Random(11)
+    output = here / "killed"
+    kills = 0
+    while kills < 6:
+        process = subprocess.Popen([sys.executable, "-m", "llmpipe", *arguments("killed")], cwd=here, stderr=subprocess.PIPE)
+        before = len(steady(output)) if output.exists() else 0
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline and not (output / "checkpoints").exists():
+            time.sleep(0.005)
+        while process.poll() is None and time.monotonic() < deadline and len(steady(output)) <= before:
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.12)
+        if process.poll() is not None:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
+    done = subprocess.run([sys.executable, "-m", "llmpipe", *arguments("killed")], cwd=here, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert kills >= 5
+    assert (output / "model.safetensors").read_bytes() == (reference / "model.safetensors").read_bytes()
+    assert steady(output) == steady(reference)
+    assert read_manifest(output, kind="model").info == read_manifest(reference, kind="model").info
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_save_and_the_same_command_goes_on(here: Path, reference: Path, number: signal.Signals, code: int) -> None:
+    command = [sys.executable, "-m", "llmpipe", *arguments("stopped", checkpoint_every=1000)]
+    process = subprocess.Popen(command, cwd=here, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and len(steady(here / "stopped")) < 2:
+        time.sleep(0.002)
+    process.send_signal(number)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == code, stderr
+    assert "is saved" in stderr and "the same command goes on" in stderr
+    saved = json.loads(max((here / "stopped" / "checkpoints").iterdir()).joinpath("state.json").read_text())
+    assert 8 <= saved["step"] < 30
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True)
+    assert done.returncode == 0 and f"going on at step {saved['step']}" in done.stderr
+    assert (here / "stopped" / "model.safetensors").read_bytes() == (reference / "model.safetensors").read_bytes()
+    assert steady(here / "stopped") == steady(reference)
+
+
+def test_micro_batches_change_nothing_but_rounding(here: Path, reference: Path, run: Callable) -> None:
+    done = run(*arguments("whole", micro_batch=8))
+    assert done.returncode == 0, done.stderr
+    for a, b in zip(steady(reference), steady(here / "whole"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+
+
+def test_fresh_is_skipped_and_another_recipe_refused(reference: Path, tokens_root: Path) -> None:
+    before = (reference / "model.safetensors").stat().st_mtime_ns
+    command = [sys.executable, "-m", "llmpipe"]
+    done = subprocess.run([*command, *arguments("reference", log_every=7)], cwd=tokens_root, capture_output=True, text=True)
+    assert done.returncode == 0 and "fresh" in done.stderr and (reference / "model.safetensors").stat().st_mtime_ns == before
+    done = subprocess.run([*command, *arguments("reference", steps=31)], cwd=tokens_root, capture_output=True, text=True)
+    assert done.returncode == 2 and "steps 30 -> 31" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens": 1000}, "two horizons: steps and tokens"),
+        ({"depth": 2}, "depth and model.num_layers and model.dim: give the one or the others"),
+        ({"model__dim": None}, "model.num_layers needs model.dim beside it"),
+        ({"model__num_heads": 3}, "do not divide evenly"),
+        ({"model__num_head": 2}, "model.num_head: unknown key; did you mean num_heads?"),
+        ({"steps": 0}, "steps 0 is not above 0"),
+        ({"batch_tokens": 16}, "batch_tokens 16 is less than one sequence of 32"),
+        ({"objective": "clmm"}, "did you mean clm?"),
+        ({"optimizer": "sgd"}, "'sgd' is not one of muon, adamw"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(here: Path, run: Callable, changes: dict, message: str) -> None:
+    done = run(*arguments("out", **changes))
+    assert done.returncode == 2 and message in done.stderr
+    assert not (here / "out" / "manifest.json").exists()
+
+
+def test_too_few_tokens_for_the_context_is_an_input_error(here: Path, run: Callable) -> None:
+    done = run(*arguments("out", seq_len=100_000, batch_tokens=100_000))
+    assert done.returncode == 3 and "fewer than two windows" in done.stderr
+
+
+def test_dry_run_says_what_it_would_cost_and_writes_nothing(here: Path, reference: Path, run: Callable) -> None:
+    done = run(*arguments("planned"), "--dry-run", "--json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert plan["parameters"]["all"] == read_manifest(reference, kind="model").info["parameters"]
+    assert plan["tokens"]["seen"] == 30 * 256 and plan["tokens_per_s"] > 0 and plan["memory_mb"]["all"] > 0
+    assert not (here / "planned").exists()
+
+
+def test_hours_become_steps_once_and_stay(here: Path, run: Callable) -> None:
+    assert run(*arguments("timed", steps=None, hours=0.0002)).returncode == 0
+    horizon = json.loads((here / "timed" / "state" / "horizon.json").read_text())
+    assert read_manifest(here / "timed", kind="model").info["steps"] == horizon["steps"] >= 1
+    assert read_metrics(here / "timed" / "metrics.jsonl")[-1]["step"] == horizon["steps"]
+
+
+def test_adamw_cosine_and_bf16_learn_too(here: Path, run: Callable) -> None:
+    done = run(*arguments("other", optimizer="adamw", schedule__kind="cosine", dtype="bf16"))
+    assert done.returncode == 0, done.stderr
+    records = read_metrics(here / "other" / "metrics.jsonl")
+    assert records[-1]["loss"] < records[0]["loss"]
+
+
+def test_losses_that_stay_non_finite_stop_the_run_and_keep_its_checkpoints(here: Path, run: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmpipe.training import loop
+
+    whole, calls = loop._backward, []
+
+    def sometimes(job, batch, count):  # two micro-batches a step: steps 8 and 9 are bad, and all from step 20
+        calls.append(None)
+        summed = whole(job, batch, count)
+        return summed * float("nan") if 14 < len(calls) <= 18 or len(calls) > 38 else summed
+
+    monkeypatch.setattr(loop, "_backward", sometimes)
+    done = run(*arguments("bad"))
+    assert done.returncode == 1 and "the loss is not finite at step 23" in done.stderr and "step 8: loss nan" in done.stderr
+    newest = max(p for p in (here / "bad" / "checkpoints").iterdir())
+    state = json.loads((newest / "state.json").read_text())
+    assert state["step"] == 18 and state["skipped"] == 2
+    assert not (here / "bad" / "model.safetensors").exists()
+
+
+def test_a_broken_newest_checkpoint_costs_only_the_steps_since_the_one_before(here: Path, reference: Path) -> None:
+    command = [sys.executable, "-m", "llmpipe", *arguments("broken")]
+    process = subprocess.Popen(command, cwd=here, stderr=subprocess.DEVNULL)
+    while process.poll() is None and len(steady(here / "broken")) < 4:
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    newest = max(p for p in (here / "broken" / "checkpoints").iterdir() if not p.name.endswith(".tmp"))
+    (file,) = newest.glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    done = subprocess.run(command, cwd=here, capture_output=True, text=True)
+    assert done.returncode == 0 and "going back to the checkpoint before it" in done.stderr
+    assert (here / "broken" / "model.safetensors").read_bytes() == (reference / "model.safetensors").read_bytes()
