@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from llmpipe.data.tokens import TokensDir
 from llmpipe.models.hf import load_model
 from llmpipe.training.metrics import read_metrics
 from tests.material import bilingual_rows, write_docs_dir
+from tests.warm import start
 
 SETS = {
     "model.num_layers": 2, "model.dim": 32, "model.num_heads": 2, "model.num_kv_heads": 1, "seq_len": 32, "batch_tokens": 256, "micro_batch": 4,
@@ -60,6 +62,12 @@ def here(tmp_path: Path, tokens_root: Path) -> Path:
 def steady(path: Path) -> list[dict]:
     """The metrics without what only time decides."""
     return [{k: v for k, v in r.items() if k not in ("tokens_per_s", "mfu")} for r in read_metrics(path / "metrics.jsonl")]
+
+
+def wait_for(process: BaseProcess, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while process.is_alive() and time.monotonic() < deadline and not condition():
+        time.sleep(0.002)
 
 
 @pytest.fixture(scope="module")
@@ -104,23 +112,22 @@ def test_kills_at_random_moments_change_no_bit(here: Path, reference: Path) -> N
     rng = random.Random(11)
     output = here / "killed"
     kills = 0
+    log = here / "log.txt"
     while kills < 6:
-        process = subprocess.Popen([sys.executable, "-m", "llmpipe", *arguments("killed")], cwd=here, stderr=subprocess.PIPE)
+        process = start(here, arguments("killed"), log=log)
         before = len(steady(output)) if output.exists() else 0
-        deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline and not (output / "checkpoints").exists():
-            time.sleep(0.005)
-        while process.poll() is None and time.monotonic() < deadline and len(steady(output)) <= before:
-            time.sleep(0.002)
-        time.sleep(rng.random() * 0.12)
-        if process.poll() is not None:
+        wait_for(process, lambda before=before: len(steady(output)) > before)
+        time.sleep(rng.random() * 0.1)
+        if process.is_alive():
+            process.kill()
+            kills += 1
+        process.join()
+        if process.exitcode == 0:
             break
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        kills += 1
-    done = subprocess.run([sys.executable, "-m", "llmpipe", *arguments("killed")], cwd=here, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
     assert kills >= 5
+    process = start(here, arguments("killed"), log=log)
+    process.join()
+    assert process.exitcode == 0, log.read_text()
     assert (output / "model.safetensors").read_bytes() == (reference / "model.safetensors").read_bytes()
     assert steady(output) == steady(reference)
     assert read_manifest(output, kind="model").info == read_manifest(reference, kind="model").info
@@ -128,18 +135,18 @@ def test_kills_at_random_moments_change_no_bit(here: Path, reference: Path) -> N
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_save_and_the_same_command_goes_on(here: Path, reference: Path, number: signal.Signals, code: int) -> None:
-    command = [sys.executable, "-m", "llmpipe", *arguments("stopped", checkpoint_every=1000)]
-    process = subprocess.Popen(command, cwd=here, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and len(steady(here / "stopped")) < 2:
-        time.sleep(0.002)
-    process.send_signal(number)
-    stderr = process.communicate(timeout=60)[1]
-    assert process.returncode == code, stderr
-    assert "is saved" in stderr and "the same command goes on" in stderr
+    log = here / "log.txt"
+    process = start(here, arguments("stopped", checkpoint_every=1000), log=log)
+    wait_for(process, lambda: len(steady(here / "stopped")) >= 2)
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == code, log.read_text()
+    assert "is saved" in log.read_text() and "the same command goes on" in log.read_text()
     saved = json.loads(max((here / "stopped" / "checkpoints").iterdir()).joinpath("state.json").read_text())
     assert 8 <= saved["step"] < 30
-    done = subprocess.run(command, cwd=here, capture_output=True, text=True)
-    assert done.returncode == 0 and f"going on at step {saved['step']}" in done.stderr
+    process = start(here, arguments("stopped", checkpoint_every=1000), log=log)
+    process.join()
+    assert process.exitcode == 0 and f"going on at step {saved['step']}" in log.read_text()
     assert (here / "stopped" / "model.safetensors").read_bytes() == (reference / "model.safetensors").read_bytes()
     assert steady(here / "stopped") == steady(reference)
 
@@ -151,12 +158,12 @@ def test_micro_batches_change_nothing_but_rounding(here: Path, reference: Path, 
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
 
 
-def test_fresh_is_skipped_and_another_recipe_refused(reference: Path, tokens_root: Path) -> None:
+def test_fresh_is_skipped_and_another_recipe_refused(here: Path, reference: Path, run: Callable) -> None:
     before = (reference / "model.safetensors").stat().st_mtime_ns
-    command = [sys.executable, "-m", "llmpipe"]
-    done = subprocess.run([*command, *arguments("reference", log_every=7)], cwd=tokens_root, capture_output=True, text=True)
+    (here / "reference").symlink_to(reference)
+    done = run(*arguments("reference", log_every=7))
     assert done.returncode == 0 and "fresh" in done.stderr and (reference / "model.safetensors").stat().st_mtime_ns == before
-    done = subprocess.run([*command, *arguments("reference", steps=31)], cwd=tokens_root, capture_output=True, text=True)
+    done = run(*arguments("reference", steps=31))
     assert done.returncode == 2 and "steps 30 -> 31" in done.stderr
 
 
@@ -228,15 +235,15 @@ def test_losses_that_stay_non_finite_stop_the_run_and_keep_its_checkpoints(here:
 
 
 def test_a_broken_newest_checkpoint_costs_only_the_steps_since_the_one_before(here: Path, reference: Path) -> None:
-    command = [sys.executable, "-m", "llmpipe", *arguments("broken")]
-    process = subprocess.Popen(command, cwd=here, stderr=subprocess.DEVNULL)
-    while process.poll() is None and len(steady(here / "broken")) < 4:
-        time.sleep(0.002)
+    log = here / "log.txt"
+    process = start(here, arguments("broken"), log=log)
+    wait_for(process, lambda: len(steady(here / "broken")) >= 4)
     process.kill()
-    process.wait()
+    process.join()
     newest = max(p for p in (here / "broken" / "checkpoints").iterdir() if not p.name.endswith(".tmp"))
     (file,) = newest.glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-1])
-    done = subprocess.run(command, cwd=here, capture_output=True, text=True)
-    assert done.returncode == 0 and "going back to the checkpoint before it" in done.stderr
+    process = start(here, arguments("broken"), log=log)
+    process.join()
+    assert process.exitcode == 0 and "going back to the checkpoint before it" in log.read_text()
     assert (here / "broken" / "model.safetensors").read_bytes() == (reference / "model.safetensors").read_bytes()
