@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,8 @@ from torch import Tensor, nn
 
 from llmpipe.errors import LlmpipeError
 from llmpipe.finetune.task import Example, LossSettings, Task, by_length
+from llmpipe.training.checkpoint import load_latest, save
+from llmpipe.training.compute import autocast
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +46,7 @@ class Plan:
     micro_batch_tokens: int
     seed: int
     device: str
-    bf16: bool
+    dtype: str
     pad: int
     loss: LossSettings
     log_every: int
@@ -84,12 +85,11 @@ def train(
     `evaluate()` scores the current weights; `log` takes one line of metrics; `rewind(step)` forgets the lines after a
     step, when the loop goes on from a checkpoint. Raises `LlmpipeError` when the loss is not finite.
     """
-    from llmpipe.finetune.resume import load_latest, save
-
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = make_optimizer(trained, plan)
     best, best_weights, start = Best(), {name: p.detach().clone() for name, p in trained.items()}, 0
-    if (found := load_latest(folder, trained, optimizer, best_weights)) is not None:
+    tensors = _tensors(trained, optimizer, best_weights)  # the live ones: a checkpoint is loaded into them
+    if (found := load_latest(folder, tensors)) is not None:
         start, best = found["step"], Best(**found["best"])
     rewind(start)
     model.train()
@@ -112,7 +112,7 @@ def train(
         line: dict[str, Any] = {"step": step, "epoch": round(step * plan.batch_size / len(examples), 4), "loss": loss, "lr": plan.lr * schedule(step - 1, plan), "grad_norm": norm}
         if evaluating:
             model.eval()
-            with _autocast(plan):
+            with autocast(plan.device, plan.dtype):
                 scores = evaluate()
             model.train()
             line |= {f"val_{k}": v for k, v in scores.items()}
@@ -123,7 +123,7 @@ def train(
         if evaluating or step % plan.log_every == 0 or step == 1:
             log({**line, "tokens_per_s": round(seen_tokens / (time.monotonic() - began), 1)})
         if evaluating:
-            save(folder, step, trained, optimizer, best_weights, {"step": step, "best": {"value": best.value, "step": best.step, "waited": best.waited}})
+            save(folder, step=step, tensors=tensors, state={"best": {"value": best.value, "step": best.step, "waited": best.waited}})
     with torch.no_grad():
         for name, p in trained.items():
             p.copy_(best_weights[name])
@@ -145,7 +145,7 @@ def accumulate(task: Task, model: nn.Module, batch: Sequence[Example], plan: Pla
     """Add up gradients over micro-batches of like length and divide once, by all targets of the batch. Returns the loss."""
     total, divisor = 0.0, 0.0
     for micro in micro_batches(batch, plan.micro_batch_tokens):
-        with _autocast(plan):
+        with autocast(plan.device, plan.dtype):
             summed, count = task.loss(model, task.collate(micro, plan.pad).to(plan.device), plan.loss)
         summed.backward()
         total, divisor = total + summed.item(), divisor + float(count)
@@ -175,8 +175,13 @@ def make_optimizer(trained: dict[str, Tensor], plan: Plan) -> torch.optim.AdamW:
         lr = plan.head_lr if name.startswith("score.") else plan.lr
         decay = plan.weight_decay if p.ndim == 2 and "embed" not in name and "lora" not in name else 0.0
         groups.setdefault((lr, decay), []).append(p)
-    return torch.optim.AdamW([{"params": ps, "lr": lr, "peak": lr, "weight_decay": decay} for (lr, decay), ps in groups.items()], betas=(0.9, 0.98), eps=1e-8)
+    optimizer = torch.optim.AdamW([{"params": ps, "lr": lr, "peak": lr, "weight_decay": decay} for (lr, decay), ps in groups.items()], betas=(0.9, 0.98), eps=1e-8, fused=True)
+    for p in trained.values():  # all state from the start, so that every checkpoint has the same tensors
+        optimizer.state[p] = {"step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+    return optimizer
 
 
-def _autocast(plan: Plan) -> Any:
-    return torch.autocast(plan.device, torch.bfloat16) if plan.bf16 else nullcontext()
+def _tensors(trained: dict[str, Tensor], optimizer: torch.optim.Optimizer, best: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Name all that a checkpoint holds: what is trained, its best state so far, its moments. No copies."""
+    moments = {f"optim.{name}.{key}": value for name, p in trained.items() for key, value in optimizer.state[p].items()}
+    return {f"model.{name}": p.detach() for name, p in trained.items()} | {f"best.{name}": t for name, t in best.items()} | moments

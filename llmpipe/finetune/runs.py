@@ -46,7 +46,7 @@ def finetune(config: Config, work: Work, data: Data) -> None:
         if winner.offer(outcome.best.value, seed, lower_is_better=config.metric == "loss") or len(values) == 1:
             model, result, chosen = candidate, outcome, seed
     base = sha256_file(directory / "model.safetensors") if (directory / "model.safetensors").is_file() else ""
-    files = _write(config, work, model, data.labels, directory, base, encoder, _probe(examples, encoder, config.device))
+    files = _write(config, work, model, data.labels, directory, base, encoder, _probe(data, examples, encoder, config.device))
     for path in files:
         work.add_file(path)
     work.add_file(work.output / "metrics.jsonl")
@@ -128,7 +128,7 @@ def make_plan(config: Config, data: Data, examples: list[Example], encoder: Enco
         micro_batch_tokens=config.micro_batch_tokens,
         seed=seed,
         device=config.device,
-        bf16=config.dtype == "bfloat16",
+        dtype=config.dtype,
         pad=encoder.pad,
         loss=LossSettings(class_weights=weights, label_smoothing=config.label_smoothing),
         log_every=config.log_every,
@@ -146,10 +146,8 @@ def validate(data: Data, model: torch.nn.Module, encoder: Encoder, config: Confi
     return {"loss": mean(nll), "accuracy": named["accuracy"], "macro_f1": named["macro_f1"]}
 
 
-def _probe(examples: list[Example], encoder: Encoder, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    from llmpipe.finetune.classify import collate
-
-    batch = collate(examples[:8], encoder.pad).to(device)
+def _probe(data: Data, examples: list[Example], encoder: Encoder, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    batch = data.task.collate(examples[:8], encoder.pad).to(device)
     return batch.ids, batch.lengths
 
 
@@ -172,7 +170,8 @@ class MetricsFile:
 
     def write(self, line: dict[str, Any]) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"seed": self.seed, **line}, ensure_ascii=False) + "\n")
+            finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}  # JSON has no NaN
+            file.write(json.dumps({"seed": self.seed, **finite}, ensure_ascii=False) + "\n")
 
     def rewind(self, step: int) -> None:
         """Forget this seed's lines after `step`, and a torn last line: they come again."""

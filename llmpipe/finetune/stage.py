@@ -77,10 +77,10 @@ class Config:
     seeds: int = 1
     """Runs with seed, seed + 1, …: the best by `metric` is kept, mean and standard deviation of all are reported."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of the training; weights are float32. auto: bfloat16 where the hardware has it."""
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 where the device computes in it, else fp32. Weights and optimizer are fp32 always."""
     threads: int = 0
-    """CPU threads; 0: one per core."""
+    """CPU threads; 0: one per physical core."""
     log_every: int = cosmetic(5)
 
     def __post_init__(self) -> None:
@@ -98,22 +98,20 @@ class Config:
 
 def resolve(config: Config) -> Config:
     """Settle device, arithmetic and threads, which change the result."""
-    import os
-
     from llmpipe.models.device import bf16_is_fast, choose_device
+    from llmpipe.training.compute import physical_cores
 
     device = choose_device(config.device)
-    dtype = ("bfloat16" if bf16_is_fast(device) else "float32") if config.dtype == "auto" else config.dtype
-    return replace(config, device=device, dtype=dtype, threads=config.threads or int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+    dtype = ("bf16" if bf16_is_fast(device) else "fp32") if config.dtype == "auto" else config.dtype
+    return replace(config, device=device, dtype=dtype, threads=config.threads or physical_cores())
 
 
 def run(config: Config, work: Work) -> Counts:
-    import torch
-
-    from llmpipe.finetune.examples import prepare
+    from llmpipe.finetune import examples
     from llmpipe.finetune.runs import finetune
+    from llmpipe.training import compute
 
-    torch.set_num_threads(config.threads)
-    data = prepare(config, work)
+    compute.prepare(device=config.device, threads=config.threads)
+    data = examples.prepare(config, work)
     finetune(config, work, data)
     return data.counts

@@ -18,7 +18,7 @@ from llmpipe.evaluate.stage import Config
 from llmpipe.finetune.stage import Config as Finetune
 from llmpipe.stage import STAGES, Options, Request, run_stage
 from tests.finetune.test_classify import SMALL, labelled, write_rows
-from tests.material import bilingual_rows
+from tests.material import bilingual_rows, write_docs_dir
 from tests.tiny import make_model
 
 
@@ -47,9 +47,9 @@ def find(report, metric, system="model", **where):
     return rows[0]
 
 
-def test_language_model_is_scored_beside_compressors_per_language(base, make_docs, tmp_path):
+def test_language_model_is_scored_beside_compressors_per_language(base, tmp_path):
     rows = bilingual_rows(8)
-    report = score(base, tmp_path / "out", make_docs(tmp_path / "docs", rows))
+    report = score(base, tmp_path / "out", write_docs_dir(tmp_path / "docs", rows))
     assert {tuple(r) for r in report["results"]} == {tuple(sorted(ROW))}
     data = "".join(r["text"] for r in rows).encode()
     assert find(report, "bits_per_byte", "xz")["value"] == 8 * len(lzma.compress(data, preset=9)) / len(data)
@@ -64,8 +64,8 @@ def test_language_model_is_scored_beside_compressors_per_language(base, make_doc
     assert sum(samples["nats"]) / math.log(2) / sum(samples["num_bytes"]) == pytest.approx(whole["value"])
 
 
-def test_rows_documents_and_tokens_of_the_same_text_give_the_same_score(base, make_docs, tmp_path):
-    docs = make_docs(tmp_path / "docs", bilingual_rows(12))
+def test_rows_documents_and_tokens_of_the_same_text_give_the_same_score(base, tmp_path):
+    docs = write_docs_dir(tmp_path / "docs", bilingual_rows(12))
     run_stage(STAGES["tokenize"], STAGES["tokenize"].load().Config(valid_fraction=0.4), Request(inputs=(docs,), tokenizer=_tokenizer_dir(base, tmp_path), output=tmp_path / "tokens"), Options(workers=1))
     tokens = score(base, tmp_path / "a", tmp_path / "tokens")
     held_out = set(pq.read_table(tmp_path / "a" / "samples" / "language.parquet")["id"].to_pylist())
@@ -136,12 +136,12 @@ def test_what_does_not_fit_is_said(base, tuned, tmp_path):
         Config(window=8, stride=9)
 
 
-def test_comparison_is_paired(base, tuned, make_docs, tmp_path):
+def test_comparison_is_paired(base, tuned, tmp_path):
     source = write_rows(tmp_path / "x.jsonl", labelled(60, seed=5))
     score(tuned, tmp_path / "a", source)
     same = compare_reports(tmp_path / "a", tmp_path / "a")
     assert all(r["difference"] == 0 and r["ci95"] == [0, 0] for r in same["results"])
-    docs = make_docs(tmp_path / "docs", bilingual_rows(10))
+    docs = write_docs_dir(tmp_path / "docs", bilingual_rows(10))
     first, second = score(base, tmp_path / "l1", docs), score(make_model(tmp_path / "other", seed=1), tmp_path / "l2", docs)
     row = compare_reports(tmp_path / "l1", tmp_path / "l2")["results"][0]
     assert (row["metric"], row["n"]) == ("bits_per_byte", 10)

@@ -18,7 +18,7 @@ from llmpipe.models.hf import load_model
 from llmpipe.stage import STAGES, Options, Request, run_stage
 from llmpipe.tokenizer.directory import load_tokenizer
 from tests.finetune.test_classify import SMALL, labelled, write_rows
-from tests.material import bilingual_rows
+from tests.material import bilingual_rows, write_docs_dir
 from tests.tiny import make_model
 
 FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "README.md"}
@@ -68,10 +68,10 @@ def test_classifier_is_exported_with_its_labels_and_card(base, tmp_path):
     assert str(tmp_path) not in card
 
 
-def test_card_counts_sources_and_licences_of_the_very_documents_that_were_read(base, make_docs, tmp_path):
+def test_card_counts_sources_and_licences_of_the_very_documents_that_were_read(base, tmp_path):
     rows = [{**r, "license": ("CC-BY-4.0", None)[i % 2], "source": f"源{i % 2}"} for i, r in enumerate(bilingual_rows(40))]
-    docs = make_docs(tmp_path / "docs", rows)
-    make_docs(tmp_path / "stranger", bilingual_rows(4, start=90))
+    docs = write_docs_dir(tmp_path / "docs", rows)
+    write_docs_dir(tmp_path / "stranger", bilingual_rows(4, start=90))
     rule = LabelRule(pattern=r"/(en|zh)/", passage_chars=200)
     run_stage(STAGES["finetune"], Finetune(**SMALL, epochs=0.2, label_from=rule), Request(model=base, inputs=(docs,), output=tmp_path / "tuned"), Options(workers=1))
     export(tmp_path / "tuned", tmp_path / "out")

@@ -21,10 +21,10 @@ from llmpipe.models.heads import load_classifier
 from llmpipe.models.hf import load_model
 from llmpipe.models.lora import load_adapter
 from llmpipe.stage import STAGES, Options, Request, run_stage
-from tests.material import CHINESE, ENGLISH
+from tests.material import CHINESE, ENGLISH, write_docs_dir
 from tests.tiny import make_model
 
-SMALL = {"device": "cpu", "dtype": "float32", "threads": 1, "lr": 3e-3}
+SMALL = {"device": "cpu", "dtype": "fp32", "threads": 1, "lr": 3e-3}
 
 
 @pytest.fixture(scope="module")
@@ -149,14 +149,14 @@ def test_several_seeds_report_mean_and_deviation(base, tmp_path):
     assert math.isfinite(info["valid_macro_f1_sd"])
 
 
-def test_documents_are_labelled_by_a_rule_and_split_by_document(base, tmp_path, make_docs):
+def test_documents_are_labelled_by_a_rule_and_split_by_document(base, tmp_path):
     rows = []
     for part, words in (("asyncio", "event loop coroutine await task"), ("email", "邮件 头部 header mime 编码"), ("rare", "x")):
         for i in range(2 if part == "rare" else 20):
             text = "\n".join(f"{w} {i} {k} {part[0]}。" * 3 for k in range(6) for w in words.split())
             url = f"http://pydoc.invalid/{part}.m{i}.html"
             rows.append({"id": f"{len(rows):032x}", "url": url, "text": text, "language": "en", "source": "pydoc"})
-    docs = make_docs(tmp_path / "docs", rows)
+    docs = write_docs_dir(tmp_path / "docs", rows)
     rule = LabelRule(pattern=r"invalid/(\w+)\.", min_documents=8, passage_chars=100, max_passages=4)
     outcome = finetune(base, docs, tmp_path / "out", epochs=0.2, label_from=rule)
     assert outcome.manifest.info["labels"] == ["asyncio", "email"]

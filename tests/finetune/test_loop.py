@@ -28,7 +28,7 @@ from tests.tiny import make_model
 
 PLAN = Plan(
     steps=6, batch_size=8, evaluate_every=3, patience=0, metric="loss", lower_is_better=True, lr=1e-3, head_lr=1e-3, warmup_steps=0, min_lr=0.1, weight_decay=0.01,
-    clip=1.0, micro_batch_tokens=10_000, seed=1, device="cpu", bf16=False, pad=1, loss=LossSettings(), log_every=1,
+    clip=1.0, micro_batch_tokens=10_000, seed=1, device="cpu", dtype="fp32", pad=1, loss=LossSettings(), log_every=1,
 )  # fmt: skip
 
 
@@ -131,7 +131,7 @@ def test_killed_and_resumed_gives_the_same_bytes(base, tmp_path):
     settings = {"epochs": 6, "evaluations_per_epoch": 4, "seeds": 2, "patience": 0, "threads": 1, "lora": {"rank": 2}, "log_every": 1}
     finetune(base, source, tmp_path / "whole", **{**settings, "lora": Config().lora.__class__(rank=2)})
     config = tmp_path / "config.yaml"
-    config.write_text(json.dumps({**settings, "device": "cpu", "dtype": "float32", "lr": 3e-3}), encoding="utf-8")
+    config.write_text(json.dumps({**settings, "device": "cpu", "dtype": "fp32", "lr": 3e-3}), encoding="utf-8")
     command = [sys.executable, "-m", "llmpipe", "finetune", "--model", str(base), "--input", str(source), "--output", str(tmp_path / "cut"), "--config", str(config)]
     rng = random.Random(3)
     lines = tmp_path / "cut" / "metrics.jsonl"
