@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,11 +26,22 @@ def llmpipe(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture
-def make_docs() -> Callable[..., Path]:
-    """Make a directory of documents of texts, with a manifest, as ingest would."""
-    from tests.material import write_docs_dir
+def llmpipe_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The same within this process, for commands that are many and short: an interpreter takes longer to start than they to run."""
+    from llmpipe import cli
 
-    return write_docs_dir
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            code = cli.main([str(a) for a in arguments])
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture

@@ -15,16 +15,16 @@ from tests.material import bilingual_rows, write_docs_dir
 COMMANDS = [*STAGES, "run", "status", "inspect", "why", "verify", "compare", "list", "doctor", "config"]
 
 
-def test_help_lists_every_command(llmpipe):
-    out = llmpipe("--help")
+def test_help_lists_every_command(llmpipe_here):
+    out = llmpipe_here("--help")
     assert out.returncode == 0 and out.stderr == ""
     for command in COMMANDS:
         assert f"\n  {command} " in out.stdout
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "config init", "config show", "config validate"])
-def test_help_of_each_command(llmpipe, command):
-    out = llmpipe(*command.split(), "--help")
+def test_help_of_each_command(llmpipe_here, command):
+    out = llmpipe_here(*command.split(), "--help")
     assert out.returncode == 0 and out.stdout.startswith("Usage:") and out.stderr == ""
     assert command == "config" or ("--json" in out.stdout and "--debug" in out.stdout)
 
@@ -51,8 +51,8 @@ def test_help_imports_nothing_heavy():
         (["why", "x", "nowhere"], 3, "no such directory"),
     ],
 )
-def test_bad_usage_is_an_error_a_hint_and_a_code(llmpipe, arguments, code, words):
-    out = llmpipe(*arguments)
+def test_bad_usage_is_an_error_a_hint_and_a_code(llmpipe_here, arguments, code, words):
+    out = llmpipe_here(*arguments)
     assert out.returncode == code and out.stdout == ""
     assert out.stderr.startswith("error: ") and words in out.stderr and "Traceback" not in out.stderr
 
@@ -74,32 +74,32 @@ def test_closed_pipe_ends_with_141():
     assert out.returncode == 141 and out.stderr == ""
 
 
-def test_verify_inspect_status_and_why_on_documents(llmpipe, tmp_path):
+def test_verify_inspect_status_and_why_on_documents(llmpipe_here, tmp_path):
     directory = write_docs_dir(tmp_path / "run" / "ingest", bilingual_rows(6))
-    assert llmpipe("verify", "run").stdout == "1 files match their digests\n"
-    described = json.loads(llmpipe("inspect", directory, "--json").stdout)
+    assert llmpipe_here("verify", "run").stdout == "1 files match their digests\n"
+    described = json.loads(llmpipe_here("inspect", directory, "--json").stdout)
     assert described["documents"] == 6 and described["languages"] == {"en": 3, "zh": 3} and described["sample"][1]["title"] == "zh 1"
-    assert json.loads(llmpipe("status", "run", "--json").stdout)["steps"][0]["state"] == "done"
-    assert "kept as" in llmpipe("why", "http://docs.example/zh/3.html", "run").stdout
-    assert llmpipe("why", "http://docs.example/zh/99.html", "run").returncode == 3
+    assert json.loads(llmpipe_here("status", "run", "--json").stdout)["steps"][0]["state"] == "done"
+    assert "kept as" in llmpipe_here("why", "http://docs.example/zh/3.html", "run").stdout
+    assert llmpipe_here("why", "http://docs.example/zh/99.html", "run").returncode == 3
     shard = directory / "part-00000-000000.parquet"
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 0xFF
     shard.write_bytes(data)
-    out = llmpipe("verify", "run")
+    out = llmpipe_here("verify", "run")
     assert out.returncode == 3 and "part-00000-000000.parquet: content differs" in out.stderr
 
 
 @pytest.mark.parametrize("what", ["stages", "filters", "presets", "models", "objectives", "tasks"])
-def test_list_prints_names_with_a_line_each(llmpipe, what):
-    listed = json.loads(llmpipe("list", what, "--json").stdout)[what]
+def test_list_prints_names_with_a_line_each(llmpipe_here, what):
+    listed = json.loads(llmpipe_here("list", what, "--json").stdout)[what]
     assert listed and all(name and line for name, line in listed.items())
 
 
 @pytest.mark.parametrize("stage", list(STAGES))
-def test_config_init_writes_a_config_that_validates(llmpipe, tmp_path, stage):
-    written = llmpipe("config", "init", stage)
+def test_config_init_writes_a_config_that_validates(llmpipe_here, tmp_path, stage):
+    written = llmpipe_here("config", "init", stage)
     assert written.returncode == 0
     (tmp_path / "c.yaml").write_text(written.stdout, encoding="utf-8")
-    out = llmpipe("config", "validate", "c.yaml", "--stage", stage)
+    out = llmpipe_here("config", "validate", "c.yaml", "--stage", stage)
     assert out.returncode == 0, out.stderr

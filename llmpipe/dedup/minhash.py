@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from functools import cache
 
+from typing import Any
+
 import numpy as np
 
 from llmpipe.text.characters import fmix64
@@ -85,3 +87,10 @@ def band_keys(sigs: np.ndarray, *, num_bands: int, num_rows: int) -> np.ndarray:
 def agreement(sig: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Estimate Jaccard similarity of one signature with others: (n,) the share of equal minima."""
     return (others == sig).mean(axis=1)
+
+
+def to_datasketch(signature: np.ndarray, *, seed: int) -> Any:
+    """Hand a signature (num_perm,) to datasketch: a `MinHash` that its LSH indexes and other tools of that library take."""
+    from datasketch import MinHash
+
+    return MinHash(num_perm=len(signature), seed=seed, scheme="affine32", hashvalues=signature.astype(np.uint32))

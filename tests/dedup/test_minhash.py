@@ -9,7 +9,7 @@ import pytest
 from datasketch import MinHash
 
 from llmpipe.dedup.candidates import Sorted, find_runs, sort_bands
-from llmpipe.dedup.minhash import CHUNK, EMPTY, band_keys, hashes32, signatures
+from llmpipe.dedup.minhash import CHUNK, EMPTY, band_keys, hashes32, signatures, to_datasketch
 from llmpipe.dedup.shingles import block_of, shingles, text_hashes
 from llmpipe.dedup.stage import MinHashConfig
 from llmpipe.dedup.verify import jaccard
@@ -33,6 +33,7 @@ def test_signatures_are_datasketchs_bit_by_bit(num_perm: int, seed: int):
         reference = MinHash(num_perm=num_perm, seed=seed, scheme="affine32", hashfunc=int)
         reference.update_batch(hashes32(hashes[docs == i]).tolist())
         assert (sigs[i] == reference.hashvalues).all(), TEXTS[i][:30]
+        assert to_datasketch(sigs[i], seed=seed).jaccard(reference) == 1.0
 
 
 def test_a_document_has_one_signature_wherever_it_stands():
