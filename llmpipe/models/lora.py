@@ -98,7 +98,7 @@ def save_adapter(directory: Path, model: nn.Module, *, base_digest: str, extra: 
     }
     write_json(files[0], config)
     with atomic_path(files[1]) as tmp:
-        save_file({k: t.detach().float().cpu().contiguous() for k, t in tensors.items()}, tmp, metadata={"format": "pt", "base_sha256": base_digest})
+        save_file({k: t.detach().float().cpu().contiguous() for k, t in tensors.items()}, tmp, metadata={"base_sha256": base_digest})  # one key: the library writes several in random order
         tmp.chmod(0o644)
     return files
 

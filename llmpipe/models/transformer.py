@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llmpipe.models.linear_loss import IGNORE, linear_cross_entropy
+from llmpipe.models.rms_norm import RMSNorm
 
 __all__ = ["IGNORE", "KVCache", "ModelConfig", "Transformer"]
 
@@ -202,13 +203,6 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rotation, mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
-
-
-class RMSNorm(nn.RMSNorm):
-    """nn.RMSNorm in the dtype of its input: with weights in another, the fused kernels are not taken."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class Attention(nn.Module):

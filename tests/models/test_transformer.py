@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from llmpipe.models.rms_norm import RMSNorm
 from llmpipe.models.transformer import IGNORE, KVCache, ModelConfig, Transformer
 
 
@@ -104,3 +105,17 @@ def test_impossible_shapes_are_refused(changes: dict, message: str) -> None:
 def test_too_long_a_sequence_is_refused() -> None:
     with pytest.raises(ValueError, match="max_seq_len 32"):
         tiny()(torch.zeros(1, 33, dtype=torch.long))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 0.06)])
+def test_own_rms_norm_equals_torchs_in_both_directions(dtype: torch.dtype, tolerance: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x, upstream = (torch.randn(2, 5, 3, 16, generator=generator).to(dtype).requires_grad_(i == 0) for i in range(2))
+    norm = RMSNorm(16, eps=1e-6, dtype=dtype)
+    with torch.no_grad():
+        norm.weight.copy_(torch.rand(16, generator=generator) + 0.5)
+    expected = F.rms_norm(x, (16,), norm.weight, 1e-6)
+    wanted = torch.autograd.grad(expected, (x, norm.weight), upstream)
+    got = torch.autograd.grad(norm(x), (x, norm.weight), upstream)
+    assert torch.allclose(norm(x), expected, atol=tolerance, rtol=tolerance)
+    assert all(torch.allclose(a, b, atol=tolerance, rtol=tolerance) for a, b in zip(got, wanted, strict=True))
