@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -19,12 +15,13 @@ from llmpipe.data.files import sha256_file
 from llmpipe.errors import LlmpipeError
 from llmpipe.finetune.classify import CLASSIFY
 from llmpipe.finetune.loop import Best, Plan, accumulate, batch_indices, train
-from llmpipe.finetune.stage import Config
+from llmpipe.finetune.stage import LoRA
 from llmpipe.finetune.task import Encoder, Example, LossSettings
 from llmpipe.models.heads import SequenceClassifier
 from llmpipe.models.hf import load_config
 from tests.finetune.test_classify import finetune, labelled, write_rows
 from tests.tiny import make_model
+from tests.warm import start
 
 PLAN = Plan(
     steps=6, batch_size=8, evaluate_every=3, patience=0, metric="loss", lower_is_better=True, lr=1e-3, head_lr=1e-3, warmup_steps=0, min_lr=0.1, weight_decay=0.01,
@@ -129,25 +126,24 @@ def test_stops_when_nothing_gets_better_and_remembers_it_after_a_restart(model, 
 def test_killed_and_resumed_gives_the_same_bytes(base, tmp_path):
     source = write_rows(tmp_path / "rows.jsonl", labelled(160))
     settings = {"epochs": 6, "evaluations_per_epoch": 4, "seeds": 2, "patience": 0, "threads": 1, "lora": {"rank": 2}, "log_every": 1}
-    finetune(base, source, tmp_path / "whole", **{**settings, "lora": Config().lora.__class__(rank=2)})
+    finetune(base, source, tmp_path / "whole", **{**settings, "lora": LoRA(rank=2)})
     config = tmp_path / "config.yaml"
     config.write_text(json.dumps({**settings, "device": "cpu", "dtype": "fp32", "lr": 3e-3}), encoding="utf-8")
-    command = [sys.executable, "-m", "llmpipe", "finetune", "--model", str(base), "--input", str(source), "--output", str(tmp_path / "cut"), "--config", str(config)]
-    rng = random.Random(3)
-    lines = tmp_path / "cut" / "metrics.jsonl"
-    kills = 0
+    arguments = ["finetune", "--model", base, "--input", source, "--output", tmp_path / "cut", "--config", config]
+    rng, log, lines, kills = random.Random(3), tmp_path / "log.txt", tmp_path / "cut" / "metrics.jsonl", 0
     for _ in range(5):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
         before = lines.stat().st_size if lines.exists() else 0
-        while process.poll() is None and (lines.stat().st_size if lines.exists() else 0) <= before:
+        process = start(tmp_path, arguments, log=log)
+        while process.is_alive() and (lines.stat().st_size if lines.exists() else 0) <= before:
             time.sleep(0.002)
-        time.sleep(rng.random() * 0.15)  # the rest of an evaluation interval, a checkpoint, or the start of the next
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
+        time.sleep(rng.random() * 0.1)  # the rest of an evaluation interval, a checkpoint, or the start of the next
+        if process.is_alive():
+            process.kill()
             kills += 1
-        process.wait()
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
+        process.join()
+    process = start(tmp_path, arguments, log=log)
+    process.join()
+    assert process.exitcode == 0, log.read_text()
     assert kills == 5
     for name in ("model.safetensors", "config.json", "adapter/adapter_model.safetensors", "splits/train.parquet"):
         assert sha256_file(tmp_path / "cut" / name) == sha256_file(tmp_path / "whole" / name), name
