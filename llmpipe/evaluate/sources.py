@@ -80,7 +80,7 @@ def labelled_rows(config: Config, work: Work, task: Task, labels: Sequence[str])
     """Collect labelled rows, what was dropped, and the name of the split."""
     dropped: Counter[str] = Counter()
     if inputs := given_inputs(work):
-        rows = [row for given in inputs for row in read_input(given, config, dropped)]
+        rows = [row for given in inputs for row in read_input(given, config, Counter())]
         rows, split = usable(rows, task, dropped, 1.0, where=str(inputs[0].path)), "input"
     else:
         rows, split = own_split(work.input("model").path)

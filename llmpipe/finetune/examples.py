@@ -42,7 +42,8 @@ def prepare(config: Config, work: Work) -> Data:
     """Read, drop, split and write rows. Raises `InputError` when too little is left to train or to choose by."""
     task = TASKS[config.task]
     dropped: Counter[str] = Counter()
-    rows = [row for given in work.inputs if given.role.isdigit() for row in read_input(given, config, dropped)]
+    left_out: Counter[str] = Counter()  # documents and passages that never became rows
+    rows = [row for given in work.inputs if given.role.isdigit() for row in read_input(given, config, left_out)]
     read = len(rows)
     rows = usable(rows, task, dropped, config.max_dropped, where="the input")
     test = config.test_fraction if config.test_fraction is not None else 0.0 if config.valid else 0.1
@@ -50,13 +51,17 @@ def prepare(config: Config, work: Work) -> Data:
     if config.valid:
         parts["valid"] = usable(read_rows(config.valid, columns=config.columns), task, Counter(), config.max_dropped, where=str(config.valid))
     if config.max_train_examples is not None and len(parts["train"]) > config.max_train_examples:
+        dropped["above_max_train_examples"] = len(parts["train"]) - config.max_train_examples
         chosen = np.random.default_rng([config.seed, 11]).permutation(len(parts["train"]))[: config.max_train_examples]
         parts["train"] = [parts["train"][i] for i in sorted(chosen)]
     labels = task.labels(parts["train"])
     _report_overlap(parts, config, work, dropped)
     for name in ("valid", "test"):
         known = [r for r in parts[name] if str(r["label"]) in labels]
-        dropped["unknown_label"] += len(parts[name]) - len(known)
+        if name == "valid" and config.valid:
+            work.info["valid_unknown_label"] = len(parts[name]) - len(known)  # not of the input, so not in its counts
+        else:
+            dropped["unknown_label"] += len(parts[name]) - len(known)
         parts[name] = known
     if not parts["valid"]:
         raise InputError("no rows to choose the best weights by", hint="give a file as `valid`, or raise valid_fraction")
@@ -64,16 +69,16 @@ def prepare(config: Config, work: Work) -> Data:
         work.log.info("finetune: %s %s rows, %s", f"{len(part):,}", name, _shares(part))
     _write_splits(work, parts)
     work.info |= {f"{name}_rows": len(part) for name, part in parts.items()} | {"num_labels": len(labels), "labels": labels}
-    return Data(task, labels, parts, Counts(read=read, kept=sum(map(len, parts.values())), dropped=dict(+dropped)))
+    return Data(task, labels, parts, Counts(read=read, kept=read - sum(dropped.values()), dropped=dict(+dropped), extra={f"label_from.{rule}": n for rule, n in sorted(left_out.items())}))
 
 
-def read_input(given: Input, config: Config, dropped: Counter[str]) -> list[Row]:
-    """Read one input: a file of rows, or documents by `label_from`."""
+def read_input(given: Input, config: Config, left_out: Counter[str]) -> list[Row]:
+    """Read one input: a file of rows, or documents by `label_from`, which adds to `left_out` what it passed over."""
     if given.kind == "docs":
         if config.label_from is None:
             raise UsageError(f"{given.path} holds documents, which have no labels", hint="give a rule: --set label_from.column=url --set 'label_from.pattern=…(…)…', or rows with a label")
-        rows, left_out = label_documents(given.path, config.label_from)
-        dropped.update(left_out)
+        rows, passed = label_documents(given.path, config.label_from)
+        left_out.update(passed)
         return rows
     if config.label_from is not None:
         raise UsageError(f"label_from labels documents, but {given.path} is a file of rows", hint="leave label_from out, or llmpipe ingest the file first")

@@ -135,7 +135,7 @@ def test_valid_file_that_repeats_train_is_reported_and_unknown_labels_are_droppe
     valid = write_rows(tmp_path / "valid.jsonl", [*rows[:5], {"text": "neu 新", "label": "other"}, *labelled(20, seed=9)])
     outcome = finetune(base, write_rows(tmp_path / "a.jsonl", rows), tmp_path / "a", epochs=0.2, valid=valid)
     assert outcome.manifest.info["valid_overlap"] == 5
-    assert outcome.counts.dropped == {"unknown_label": 1}
+    assert (outcome.counts.dropped, outcome.counts.kept, outcome.manifest.info["valid_unknown_label"]) == ({}, 60, 1)
     assert outcome.manifest.info["train_rows"] == 60 and "test_rows" in outcome.manifest.info
     assert not (tmp_path / "a" / "splits" / "test.parquet").exists()
 
@@ -160,7 +160,8 @@ def test_documents_are_labelled_by_a_rule_and_split_by_document(base, tmp_path):
     rule = LabelRule(pattern=r"invalid/(\w+)\.", min_documents=8, passage_chars=100, max_passages=4)
     outcome = finetune(base, docs, tmp_path / "out", epochs=0.2, label_from=rule)
     assert outcome.manifest.info["labels"] == ["asyncio", "email"]
-    assert outcome.counts.dropped["rare_label"] == 2
+    assert outcome.counts.extra["label_from.rare_label"] == 2
+    assert outcome.counts.read == outcome.counts.kept + sum(outcome.counts.dropped.values())
     groups = [{r["group"] for r in pq.read_table(tmp_path / "out" / "splits" / f"{n}.parquet").to_pylist()} for n in ("train", "valid", "test")]
     assert not (groups[0] & groups[1] or groups[0] & groups[2])
     with pytest.raises(UsageError, match="have no labels"):
