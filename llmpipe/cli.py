@@ -438,6 +438,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = app(args=list(arguments) if arguments is not None else None, standalone_mode=False)
         sys.stdout.flush()
+        if code == INTERRUPTED:  # typer has taken the KeyboardInterrupt already
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else OK
     except LlmpipeError as error:
         return _fail(error.message, error.hint, error.exit_code)

@@ -70,19 +70,40 @@ def _scores(steps: list[tuple[str, Path, Manifest]]) -> list[str]:
     for name, output, manifest in steps:
         if manifest.stage == "eval":
             results = read_json(output / "results.json")["results"]
-            sections.append(f"## Scores: {name}\n\n" + results_table(results, classes=False))
+            sections.append(f"## Scores: {name}\n\nIn brackets the 95 % interval. All metrics, classes and examples: `{output}/results.json`, `{output}/samples/`.\n\n" + _systems_table(results))
     return sections
 
 
-def results_table(results: Sequence[dict[str, Any]], *, classes: bool = True) -> str:
-    """Tabulate results.json: one row a task, metric and system, with its interval. `classes` adds a row for each class."""
+HEADLINES = ("bits_per_byte", "perplexity", "accuracy", "macro_precision", "macro_recall", "macro_f1")
+
+
+def _systems_table(results: Sequence[dict[str, Any]]) -> str:
+    """Put the systems side by side: one row a metric and part of the data."""
+    systems = list(dict.fromkeys(r["system"] for r in results))
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    numbers: dict[tuple[str, str], int] = {}
+    for r in results:
+        if r["metric"] in HEADLINES and r["class"] is None and isinstance(r["value"], int | float):
+            key = r["metric"], _part(r)
+            interval = f" ({r['ci95'][0]:.3f} to {r['ci95'][1]:.3f})" if r.get("ci95") else ""
+            cells.setdefault(key, {})[r["system"]] = f"{r['value']:.3f}{interval}"
+            numbers[key] = r["n"]
+    rows = [[metric, part, *(cells[metric, part].get(s, "") for s in systems), f"{numbers[metric, part]:,}"] for metric, part in cells]
+    return markdown_table(("metric", "on", *systems, "n"), rows)
+
+
+def _part(result: dict[str, Any]) -> str:
+    return " ".join(str(result[k]) for k in ("language", "source", "class") if result.get(k) is not None) or "all"
+
+
+def results_table(results: Sequence[dict[str, Any]]) -> str:
+    """Tabulate results.json whole: one row a task, metric, part of the data and system, with its interval."""
     rows = []
     for r in results:
-        if not isinstance(r.get("value"), int | float) or (r.get("class") is not None and not classes):
+        if not isinstance(r.get("value"), int | float):
             continue
-        part = " ".join(str(r[k]) for k in ("language", "source", "class") if r.get(k) is not None) or "all"
         interval = f"{r['ci95'][0]:.3f} to {r['ci95'][1]:.3f}" if r.get("ci95") else "exact"
-        rows.append([r["task"], r["metric"], part, r.get("system", "model"), f"{r['value']:.4f}", interval, f"{r['n']:,}"])
+        rows.append([r["task"], r["metric"], _part(r), r["system"], f"{r['value']:.4f}", interval, f"{r['n']:,}"])
     return markdown_table(("task", "metric", "on", "system", "value", "95 % interval", "n"), rows)
 
 

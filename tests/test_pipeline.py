@@ -46,6 +46,8 @@ def test_whole_chain_runs_once_and_is_fresh_the_second_time(llmpipe, chain, tmp_
     assert [s["step"] for s in steps] == ["ingest", "clean", "dedup", "tokenizer", "tokenize", "pretrain", "eval", "generate", "export"]
     report = (tmp_path / "runs" / "chain" / "report.md").read_text(encoding="utf-8")
     assert "bits_per_byte" in report and "xz" in report and "the river 河水" in report
+    card = (tmp_path / "runs" / "chain" / "export" / "README.md").read_text(encoding="utf-8")
+    assert "ingest -> clean -> dedup -> tokenizer -> tokenize -> pretrain" in card
     second = json.loads(llmpipe("run", chain, "--json").stdout)
     assert {s["state"] for s in second["steps"]} == {"fresh"}
     assert llmpipe("verify", "runs/chain").returncode == 0

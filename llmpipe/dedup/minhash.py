@@ -9,7 +9,6 @@ Cost: 112 multiply-add-min per shingle, all in the first-level cache.
 from __future__ import annotations
 
 from functools import cache
-
 from typing import Any
 
 import numpy as np

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from llmpipe.data.manifest import Manifest, find_manifest
 from llmpipe.errors import InputError
+from llmpipe.stage import STAGES
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,15 @@ def _neighbours(model: Path) -> list[Step]:
 
 
 def _fed(source: Step, target: Step) -> bool:
-    digests = {s.sha256 for s in source.manifest.shards}
-    consumed = {c.sha256 for c in target.manifest.consumed}
-    return bool(digests & consumed) and source.manifest.stage not in ("eval", "generate", "export")
+    """Whether `target` consumed `source`: all that it read in one role lies there, and is of the kind that the role takes.
+
+    One equal file is not enough: a tokenizer is copied into tokens and models, and would make each the source of the other.
+    """
+    if source.manifest.stage == "export" or target.manifest.stage not in STAGES:
+        return False
+    stage, kind = STAGES[target.manifest.stage], source.manifest.kind
+    there = {(s.name, s.sha256) for s in source.manifest.shards}
+    roles: dict[str, set[tuple[str, str]]] = {}
+    for c in target.manifest.consumed:
+        roles.setdefault(c.input, set()).add((c.name, c.sha256))
+    return any(read <= there and kind in (stage.reads if role.isdigit() else (role,)) for role, read in roles.items())

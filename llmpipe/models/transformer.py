@@ -158,7 +158,8 @@ class Decoder(nn.Module):
         where: Any = slice(past, past + length) if positions is None else positions
         mask = attention_bias(length, past, attention_mask, ids.device)
         x = self.embed_tokens(ids).to(compute_dtype(ids.device, self.embed_tokens.weight.dtype))
-        rotation = cos[where].to(x.dtype), sin[where].to(x.dtype)
+        shape = (-1, self.config.num_heads, -1)  # spread over the heads, so that products run along whole rows
+        rotation = cos[where, None].to(x.dtype).expand(shape).contiguous(), sin[where, None].to(x.dtype).expand(shape).contiguous()
         for layer in self.layers:
             x = layer(x, rotation, mask, cache)
         if cache is not None:
@@ -166,11 +167,12 @@ class Decoder(nn.Module):
         return self.norm(x)
 
     def _rotations(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (max_seq_len, D / 2) in fp32; made on first use, so that they survive meta-device construction."""
+        """Cosines and signed sines (max_seq_len, D) in fp32; made on first use, so that they survive meta-device construction."""
         if self._tables is None or self._tables[0].device != device:
             half = torch.arange(0, self.config.head_dim, 2, dtype=torch.float32) / self.config.head_dim
             angles = torch.outer(torch.arange(self.config.max_seq_len, dtype=torch.float32), self.config.rope_theta**-half)
-            self._tables = angles.cos().to(device), angles.sin().to(device)
+            cos, sin = angles.cos(), angles.sin()
+            self._tables = torch.cat((cos, cos), dim=-1).to(device), torch.cat((-sin, sin), dim=-1).to(device)
         return self._tables
 
 
@@ -247,9 +249,8 @@ def plain_causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     """Turn pairs (i, i + D/2) of (B, T, H, D) by their position's angle (the half-split layout of Llama and Qwen)."""
-    cos, sin = (t[:, None, :] for t in rotation)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    cos, sin = (t[:, : x.shape[2]] for t in rotation)  # there may be fewer key heads than query heads
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
 
 
 class SwiGLU(nn.Module):
