@@ -47,7 +47,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             flat = p.view(-1)
             places = torch.arange(len(p), device=p.device) * p.shape[1] + wanted.clamp(min=0)  # gather and scatter pass over all of p
             chosen = flat[places]
-            loss -= (chosen.float().clamp_(min=TINY).log_() * counted).sum()
+            loss -= (chosen.float().clamp(min=TINY).log() * counted).sum()
             if grad_hidden is None and grad_weight is None:
                 continue
             flat[places] = chosen - 1
