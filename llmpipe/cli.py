@@ -455,7 +455,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _fail("out of memory", "try fewer --workers or a smaller batch", FAILED)
     except Exception as error:
-        from llmpipe.stage import describe
+        from llmpipe.errors import describe
 
         if known := describe(error):
             return _fail(known.message, known.hint, known.exit_code)

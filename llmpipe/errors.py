@@ -7,6 +7,8 @@ Every error that a user can cause is an `LlmpipeError`; anything else is a defec
 
 from __future__ import annotations
 
+import errno
+
 OK, FAILED, USAGE, INPUT, LOCKED, INTERRUPTED, PIPE, TERMINATED = 0, 1, 2, 3, 75, 130, 141, 143
 
 
@@ -50,3 +52,18 @@ class Terminated(LlmpipeError):
     """SIGTERM arrived and the state is saved; the same command goes on."""
 
     exit_code = TERMINATED
+
+
+_FULL = ("no space left on device", "disk is full", "os error 28")
+_TOO_LARGE = ("file too large", "os error 27")
+
+
+def describe(error: Exception) -> LlmpipeError | None:
+    """Turn a full disk or a file-size limit, in the words of whichever library met it, into an error with a way out."""
+    number, words = getattr(error, "errno", None), str(error).lower()
+    where = f" while writing {error.filename}" if getattr(error, "filename", None) else ""
+    if number in (errno.ENOSPC, errno.EDQUOT) or any(w in words for w in _FULL):
+        return LlmpipeError(f"no space left on the disk{where}", hint="free some space and run the same command again; what was finished is kept")
+    if number == errno.EFBIG or any(w in words for w in _TOO_LARGE):
+        return LlmpipeError(f"a file would pass the file-size limit{where}", hint="raise it (ulimit -f) and run the same command again; what was finished is kept")
+    return None

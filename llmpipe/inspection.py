@@ -13,7 +13,8 @@ from typing import Any
 
 from llmpipe.data.manifest import Manifest, find_manifest, verify_manifest
 from llmpipe.errors import InputError
-from llmpipe.stage import STAGES, read_journal
+from llmpipe.journal import read_journal
+from llmpipe.stage import STAGES
 
 
 def outputs_below(path: Path) -> Iterator[tuple[str, Path]]:

@@ -20,7 +20,8 @@ from llmpipe import config as configs
 from llmpipe.data.files import atomic_write, directory_lock
 from llmpipe.errors import InputError, LlmpipeError, UsageError
 from llmpipe.log import log
-from llmpipe.stage import STAGES, Options, Outcome, Request, Stage, find_inputs, run_stage, survey
+from llmpipe.stage import STAGES, Options, Outcome, Request, Stage, run_stage
+from llmpipe.survey import find_inputs, survey
 
 RESERVED = ("name", "input", "tokenizer", "model")
 """Keys of a step that say what it reads; all others are the stage's config."""

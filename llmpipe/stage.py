@@ -8,35 +8,29 @@ what is left to do, and publishes the result by replacing `manifest.json`. Two h
 
 from __future__ import annotations
 
-import errno
 import importlib
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-import pyarrow as pa
-
 import llmpipe
-from llmpipe.config import diff, recipe_of
-from llmpipe.data.docs import DocUnit, doc_units, write_docs, write_parquet
-from llmpipe.data.files import atomic_path, atomic_write, child, digest_of, directory_lock, fsync_dir, remove_stale_tmp, sha256_file
+from llmpipe.data.files import atomic_write, child, directory_lock, fsync_dir, remove_stale_tmp
 from llmpipe.data.manifest import NAME as MANIFEST
-from llmpipe.data.manifest import Consumed, Generation, Manifest, Shard, find_manifest, read_manifest, write_manifest
-from llmpipe.errors import InputError, LlmpipeError, UsageError
-from llmpipe.executor import map_units
+from llmpipe.data.manifest import Consumed, Generation, Manifest, Shard, find_manifest, write_manifest
+from llmpipe.errors import InputError, UsageError
+from llmpipe.journal import Journal, journal_path, read_journal
 from llmpipe.log import Progress, log
+from llmpipe.survey import Survey, find_inputs, survey
+from llmpipe.work import Counts, Input, Work
 
 Kind = Literal["sites", "files", "docs", "tokenizer", "tokens", "model", "rows", "report"]
 Growth = Literal["append", "frozen", "retrain", "rerun"]
@@ -82,37 +76,7 @@ STAGES: dict[str, Stage] = {stage.name: stage for stage in _TABLE}
 """Every stage, in pipeline order."""
 
 
-# --- what a stage is given and gives back --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
-    """What a unit or a stage did, in documents (or examples, or sequences)."""
-
-    read: int = 0
-    kept: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
-    """By rule."""
-    extra: dict[str, int] = field(default_factory=dict)
-    """What else the stage counts: redactions by kind, pages by status, tokens."""
-
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(read=self.read + other.read, kept=self.kept + other.kept, dropped=_sum(self.dropped, other.dropped), extra=_sum(self.extra, other.extra))
-
-
-def _sum(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:
-    return {k: a.get(k, 0) + b.get(k, 0) for k in sorted({*a, *b})}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Input:
-    role: str
-    """`0`, `1`, … for `--input`, else `tokenizer` or `model`."""
-    path: Path
-    kind: str
-    manifest: Manifest | None
-    shards: list[Shard]
-    """What there is to consume, with digests."""
+# --- what one command asks for --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,256 +101,6 @@ class Options:
     dry_run: bool = False
     owned: bool = False
     """The output lies in the run directory of a pipeline, which may rebuild it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnitResult:
-    name: str
-    counts: Counts
-    shards: list[Shard]
-    value: Any = None
-
-
-class UnitOutput:
-    """Where a unit's function leaves its files. Names come from the generation and the unit's number: a rerun overwrites."""
-
-    def __init__(self, root: Path, generation: int, number: int, phase: str) -> None:
-        self.root, self.stem = root, f"{phase}-{generation:05d}-{number:06d}"
-        self.shards: list[Shard] = []
-        self.value: Any = None
-
-    def docs(self, table: pa.Table) -> None:
-        """Write documents as a shard at the root; nothing when there are none."""
-        if table.num_rows:
-            self.shards.append(write_docs(self.root / f"{self.stem}.parquet", table))
-
-    def dropped(self, table: pa.Table) -> None:
-        """Write what the unit removed, with the rule that did it (DROPPED_SCHEMA)."""
-        self.table("dropped", table)
-
-    def table(self, folder: str, table: pa.Table) -> None:
-        """Write a side table as `<folder>/<stem>.parquet`; nothing when it is empty."""
-        if table.num_rows:
-            shard = write_parquet(self.root / folder / f"{self.stem}.parquet", table)
-            self.shards.append(replace(shard, name=f"{folder}/{shard.name}"))
-
-    @contextmanager
-    def path(self, name: str, *, rows: int = 0) -> Iterator[Path]:
-        """Yield a temporary path for the file `name`, in which `{stem}` is the unit's."""
-        name = name.format(stem=self.stem)
-        with atomic_path(self.root / name) as tmp:
-            yield tmp
-        self.shards.append(_shard(self.root, name, rows))
-
-
-def _run_unit(job: tuple[Any, int], *, function: Callable, root: Path, generation: int, phase: str, shared: Any) -> dict[str, Any]:
-    unit, number = job
-    out = UnitOutput(root, generation, number, phase)
-    counts = function(unit, out, shared)
-    return {"unit": f"{phase}/{unit.name}", "counts": asdict(counts), "shards": [asdict(replace(s, generation=generation)) for s in out.shards], "value": out.value}
-
-
-@dataclass(slots=True, kw_only=True)
-class Work:
-    """One run of one stage: its inputs, what is left to do, and where results go."""
-
-    stage: Stage
-    output: Path
-    inputs: list[Input]
-    pending: list[tuple[Input, Shard]]
-    """Input shards that no generation has consumed, in order of input and shard."""
-    previous: Manifest | None
-    generation: int
-    seeds: tuple[str, ...]
-    workers: int
-    journal: Journal
-    progress: Progress
-    changed: list[tuple[Input, Shard]] = field(default_factory=list)
-    """Inputs that changed since they were consumed (only where the stage keeps a ledger)."""
-    gone: list[Consumed] = field(default_factory=list)
-    """Consumed inputs that are no more (only where the stage keeps a ledger)."""
-    info: dict[str, Any] = field(default_factory=dict)
-    files: dict[str, Shard] = field(default_factory=dict)
-    log = log
-
-    def input(self, role: str) -> Input | None:
-        return next((i for i in self.inputs if i.role == role), None)
-
-    def doc_units(self) -> list[DocUnit]:
-        """The row groups of all pending shards of documents."""
-        units: list[DocUnit] = []
-        for given, shard in self.pending:
-            if given.role.isdigit():
-                units += doc_units(given.path, [shard], input_number=int(given.role))
-        return units
-
-    def map(self, function: Callable[[Any, UnitOutput, Any], Counts], units: Sequence[Any], *, phase: str = "part", shared: Any = None) -> list[UnitResult]:
-        """Run `function(unit, out, shared)` for each unit that the journal doesn't hold; return all results in order of units.
-
-        Each finished unit is journalled with its files' digests, so a kill loses at most the units in flight.
-        """
-        results: dict[int, dict[str, Any]] = {}
-        for number, unit in enumerate(units):
-            if (record := self.journal.get(f"{phase}/{unit.name}", self.output)) is not None:
-                results[number] = record
-        todo = [(unit, number) for number, unit in enumerate(units) if number not in results]
-        call = partial(_run_unit, function=function, root=self.output, generation=self.generation, phase=phase, shared=shared)
-        for index, record in map_units(call, todo, workers=self.workers):
-            self.journal.add(record)
-            results[todo[index][1]] = record
-            self.progress.update(len(results), len(units), phase=phase)
-        ordered = [_unit_result(results[n]) for n in range(len(units))]
-        for result in ordered:
-            self.files.update((s.name, s) for s in result.shards)
-        return ordered
-
-    def add_file(self, path: Path, *, rows: int = 0) -> Shard:
-        """List a file below the output, written by the stage itself, in the manifest."""
-        shard = replace(_shard(self.output, str(path.relative_to(self.output)), rows), generation=self.generation)
-        self.files[shard.name] = shard
-        return shard
-
-
-def _unit_result(record: dict[str, Any]) -> UnitResult:
-    return UnitResult(name=record["unit"], counts=Counts(**record["counts"]), shards=[Shard(**s) for s in record["shards"]], value=record["value"])
-
-
-def _shard(root: Path, name: str, rows: int) -> Shard:
-    path = root / name
-    return Shard(name=name, rows=rows, bytes=path.stat().st_size, sha256=sha256_file(path))
-
-
-class Journal:
-    """`state/journal.jsonl`: what an unfinished generation has done. One line a unit, fsynced; a torn last line is dropped.
-
-    Its first line names the recipe and the inputs, so that a later run knows whether it may go on.
-    """
-
-    def __init__(self, output: Path, header: dict[str, Any]) -> None:
-        self.path = journal_path(output)
-        self.records: dict[str, dict[str, Any]] = {}
-        old = read_journal(output)
-        if old and old[0] == header:
-            self.records = {r["unit"]: r for r in old[1:]}
-            kept = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in old)
-        else:
-            kept = json.dumps(header, ensure_ascii=False) + "\n"
-        with atomic_path(self.path) as tmp:
-            tmp.write_text(kept, encoding="utf-8")
-        self._file = open(self.path, "a", encoding="utf-8")
-
-    def add(self, record: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self.records[record["unit"]] = record
-
-    def get(self, unit: str, output: Path) -> dict[str, Any] | None:
-        """Return a unit's record when all its files are there still, in their size."""
-        record = self.records.get(unit)
-        if record is None:
-            return None
-        for shard in record["shards"]:
-            path = output / shard["name"]
-            if not path.is_file() or path.stat().st_size != shard["bytes"]:
-                return None
-        return record
-
-    def close(self) -> None:
-        self._file.close()
-
-    def remove(self) -> None:
-        self.close()
-        self.path.unlink()
-
-
-def journal_path(output: Path) -> Path:
-    return output / "state" / "journal.jsonl"
-
-
-def read_journal(output: Path) -> list[dict[str, Any]]:
-    try:
-        lines = journal_path(output).read_bytes().split(b"\n")[:-1]
-    except FileNotFoundError:
-        return []
-    records = []
-    for line in lines:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            break
-    return records if records and "fingerprint" in records[0] else []
-
-
-# --- what is wanted against what lies there ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Survey:
-    """What a stage's output is, measured against recipe and inputs."""
-
-    state: Literal["absent", "fresh", "behind", "partial", "stale", "foreign"]
-    why: list[str]
-    """For a person: the differing keys, the new shards."""
-    fingerprint: str
-    recipe: dict[str, Any]
-    header: dict[str, Any]
-    pending: list[tuple[Input, Shard]]
-    changed: list[tuple[Input, Shard]]
-    gone: list[Consumed]
-    previous: Manifest | None
-
-
-def survey(stage: Stage, config: Any, inputs: list[Input], output: Path) -> Survey:
-    """Compare recipe and inputs with the manifest and the journal in `output`. Reads only.
-
-    - fresh: same recipe, all inputs consumed. behind: same recipe, new input shards, which alone are processed.
-    - partial: an unfinished run of the same recipe, to be continued. stale: another recipe, or an input that changed.
-    - foreign: something is there that llmpipe did not make.
-    """
-    recipe = {"stage": stage.name, "version": stage.version, "config": recipe_of(config)}
-    fingerprint = digest_of(recipe)
-    previous, journal = find_manifest(output), read_journal(output)
-    if previous is None and len(journal) == 1 and journal[0]["fingerprint"] and _is_empty(output):
-        journal = []  # a run that failed before its first unit (a wrong field name, say) is no reason to refuse the next
-    here = {(i.role, s.name): (i, s) for i in inputs for s in i.shards}
-    consumed = {(c.input, c.name): c for c in previous.consumed} if previous else {}
-    pending = [here[key] for key in here if key not in consumed]
-    changed = [here[key] for key in here if key in consumed and here[key][1].sha256 != consumed[key].sha256]
-    gone = [c for key, c in consumed.items() if key not in here]
-    if stage.growth in ("rerun", "retrain"):  # all of the input makes the output anew
-        header_shards = sorted([i.role, s.name, s.sha256] for i in inputs for s in i.shards)
-    else:
-        header_shards = sorted([i.role, s.name, s.sha256] for i, s in [*pending, *changed])
-    header = {"stage": stage.name, "fingerprint": fingerprint, "recipe": recipe, "generation": len(previous.generations) if previous else 0, "pending": digest_of(header_shards)}
-    make = partial(Survey, fingerprint=fingerprint, recipe=recipe, header=header, pending=pending, changed=changed, gone=gone, previous=previous)
-
-    if previous is None and not journal:
-        foreign = sorted(p.name for p in output.iterdir() if p.name not in (".lock", "state")) if output.is_dir() else []
-        return make(state="foreign", why=[f"holds {', '.join(foreign[:3])}{' …' if len(foreign) > 3 else ''}"]) if foreign else make(state="absent", why=[])
-    if previous is not None and previous.stage != stage.name:
-        return make(state="foreign", why=[f"was made by llmpipe {previous.stage}"])
-    old = previous.recipe if previous else journal[0]["recipe"]
-    if (previous.fingerprint if previous else journal[0]["fingerprint"]) != fingerprint:
-        return make(state="stale", why=diff(old, recipe) if old else ["a rebuild was cut short"])
-    if (changed or gone) and not stage.ledger:
-        faults = [f"input {i.path / s.name} changed" for i, s in changed] + [f"input {c.name} is gone" for c in gone]
-        return make(state="stale", why=faults[:5])
-    if journal and journal[0] == header:
-        return make(state="partial", why=[f"{len(journal) - 1} units done"])
-    if journal and previous is None:
-        return make(state="stale", why=["the inputs changed since the unfinished run began"])
-    if pending or changed or gone:
-        why = [f"new input {i.path / s.name}" for i, s in pending] + [f"changed {s.name}" for _, s in changed] + [f"gone {c.name}" for c in gone]
-        if stage.growth == "frozen":
-            return make(state="fresh", why=[f"kept, though there are {len(why)} new inputs: it is frozen, --force makes it anew"])
-        return make(state="behind" if stage.growth == "append" else "stale", why=why[:3] + ([f"… {len(why) - 3} more"] if len(why) > 3 else []))
-    return make(state="fresh", why=[])
-
-
-def _is_empty(output: Path) -> bool:
-    """Whether an output holds nothing but a lock and a journal."""
-    return not {str(p.relative_to(output)) for p in output.rglob("*")} - {".lock", "state", "state/journal.jsonl"}
 
 
 # --- running -------------------------------------------------------------------------------------------------------
@@ -433,7 +147,7 @@ def run_stage(stage: Stage, config: Any, request: Request, options: Options) -> 
                     log.info("%s: %s", stage.name, line)
                 return Outcome(stage=stage.name, state="fresh", why=found.why, output=output, manifest=found.previous, counts=Counts(), seconds=time.monotonic() - start)
             if found.state == "partial":
-                log.info("%s: going on where a run was cut short (%s)", stage.name, "; ".join(found.why))
+                log.info("%s: going on where a run was cut short", stage.name)
             for folder in (output, *(output / name for name in SIDE_FOLDERS)):
                 remove_stale_tmp(folder)
             work.journal = Journal(output, found.header)
@@ -584,75 +298,3 @@ def _refuse_nesting(request: Request) -> None:
     for path in [*request.inputs, request.model, request.tokenizer]:
         if path is not None and path.resolve() == output:
             raise UsageError(f"--output {request.output} is also an input", hint="choose another --output")
-
-
-# --- inputs --------------------------------------------------------------------------------------------------------
-
-
-def find_inputs(stage: Stage, request: Request) -> list[Input]:
-    """Resolve and check every input of a request; raise `InputError` or `UsageError` naming what is missing."""
-    if not request.inputs and not stage.input_optional:
-        raise UsageError(f"{stage.name} needs an --input ({' or '.join(stage.reads)})", hint=f"llmpipe {stage.name} --help")
-    inputs = [_input(str(n), path, stage.reads) for n, path in enumerate(request.inputs)]
-    for role in stage.needs:
-        path = getattr(request, role)
-        if path is None:
-            raise UsageError(f"{stage.name} needs --{role} DIR", hint=f"llmpipe {stage.name} --help")
-        inputs.append(_input(role, path, (role,)))  # type: ignore[arg-type]
-    return inputs
-
-
-def _input(role: str, path: Path, kinds: Sequence[str]) -> Input:
-    """Recognise one input. Documents, tokenizers and tokens need a manifest; a model may be any Hugging Face directory, rows any file."""
-    manifest = find_manifest(path) if path.is_dir() and kinds != ("files",) else None
-    if manifest is not None and manifest.kind in kinds:
-        shards = manifest.doc_shards() if manifest.kind == "docs" else [s for s in manifest.shards if "/" not in s.name]
-        return Input(role=role, path=path, kind=manifest.kind, manifest=manifest, shards=shards)
-    if "files" in kinds:
-        return Input(role=role, path=path, kind="files", manifest=None, shards=_files(path))
-    if manifest is None and "rows" in kinds and path.is_file():
-        return Input(role=role, path=path, kind="rows", manifest=None, shards=[replace(_shard(path.parent, path.name, 0), name=path.name)])
-    if manifest is None and "model" in kinds and (path / "config.json").is_file():
-        names = sorted(p.name for p in path.iterdir() if p.is_file() and re.fullmatch(r".*\.(safetensors|json)", p.name))
-        return Input(role=role, path=path, kind="model", manifest=None, shards=[_shard(path, n, 0) for n in names])
-    if not path.exists():
-        raise InputError(f"{path}: no such file or directory", hint=_how_to_make(kinds))
-    wanted = next((k for k in kinds if k in ("docs", "tokens", "tokenizer", "model")), None)
-    if wanted and path.is_dir():
-        read_manifest(path, kind=wanted)  # raises with the right words
-    raise InputError(f"{path} is not {' or '.join(kinds)}", hint=_how_to_make(kinds))
-
-
-def _how_to_make(kinds: Sequence[str]) -> str | None:
-    makers = [s.name for s in STAGES.values() if s.writes in kinds]
-    return f"llmpipe {' or '.join(makers)} makes {' or '.join(k for k in kinds if any(STAGES[m].writes == k for m in makers))}" if makers else None
-
-
-def _files(path: Path) -> list[Shard]:
-    """List a file, or the files below a folder (hidden ones and links that lead out of it left out), with digests."""
-    if path.is_file():
-        return [_shard(path.parent, path.name, 0)]
-    if not path.is_dir():
-        raise InputError(f"{path}: no such file or directory", hint="llmpipe ingest takes files and folders")
-    root = path.resolve()
-    names = []
-    for found in sorted(path.rglob("*")):
-        relative = found.relative_to(path)
-        if not any(part.startswith(".") for part in relative.parts) and found.is_file() and found.resolve().is_relative_to(root):
-            names.append(relative.as_posix())
-    return [_shard(path, name, 0) for name in names]
-
-
-_FULL = ("no space left on device", "disk is full", "os error 28")
-_TOO_LARGE = ("file too large", "os error 27")
-
-
-def describe(error: Exception) -> LlmpipeError | None:
-    """Turn a full disk or a file-size limit, in the words of whichever library met it, into an error with a way out."""
-    number, words = getattr(error, "errno", None), str(error).lower()
-    where = f" while writing {error.filename}" if getattr(error, "filename", None) else ""
-    if number in (errno.ENOSPC, errno.EDQUOT) or any(w in words for w in _FULL):
-        return LlmpipeError(f"no space left on the disk{where}", hint="free some space and run the same command again; what was finished is kept")
-    if number == errno.EFBIG or any(w in words for w in _TOO_LARGE):
-        return LlmpipeError(f"a file would pass the file-size limit{where}", hint="raise it (ulimit -f) and run the same command again; what was finished is kept")
-    return None

@@ -8,7 +8,8 @@ from pathlib import Path
 from llmpipe.config import cosmetic
 from llmpipe.data.docs import DocUnit
 from llmpipe.errors import LlmpipeError
-from llmpipe.stage import Counts, Stage, UnitOutput, Work
+from llmpipe.stage import Stage
+from llmpipe.work import Counts, UnitOutput, Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

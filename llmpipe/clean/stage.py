@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from llmpipe.config import cosmetic
 from llmpipe.data.docs import SCHEMA, DocUnit, content_hash, dropped_table
-from llmpipe.stage import Counts, UnitOutput, Work
+from llmpipe.work import Counts, UnitOutput, Work
 
 MAX_SAMPLED_UNITS = 20
 

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from llmpipe.config import cosmetic
 from llmpipe.errors import InputError, UsageError
-from llmpipe.stage import Counts, Work
+from llmpipe.work import Counts, Work
 
 if TYPE_CHECKING:
     from llmpipe.crawl.fetch import Fetcher

@@ -23,7 +23,7 @@ from llmpipe.data.files import atomic_path
 from llmpipe.data.manifest import Manifest
 from llmpipe.dedup.candidates import Sorted
 from llmpipe.errors import InputError
-from llmpipe.stage import Work
+from llmpipe.work import Work
 
 KEPT, DROPPED, GONE, SUPERSEDED = "kept", "dropped", "gone", "superseded"
 

@@ -23,7 +23,7 @@ from llmpipe.dedup.index import AGAIN, DROPPED, GONE, KEPT, SUPERSEDED, Rows, So
 from llmpipe.dedup.minhash import band_keys
 from llmpipe.dedup.verify import ShingleSets
 from llmpipe.dedup.write import Dropped, Part
-from llmpipe.stage import Work
+from llmpipe.work import Work
 
 
 def contending_again(work: Work) -> list[Source]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from llmpipe.stage import Counts, UnitOutput, Work
+from llmpipe.work import Counts, UnitOutput, Work
 
 if TYPE_CHECKING:
     from llmpipe.dedup.index import Source

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from llmpipe.data.docs import SCHEMA, DocUnit, docs_table, dropped_table
-from llmpipe.stage import Counts, UnitOutput
+from llmpipe.work import Counts, UnitOutput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

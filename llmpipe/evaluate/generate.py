@@ -19,7 +19,7 @@ import pyarrow as pa
 from llmpipe.data.docs import clean_str, write_parquet
 from llmpipe.data.rows import read_rows
 from llmpipe.errors import InputError, UsageError
-from llmpipe.stage import Counts, Work
+from llmpipe.work import Counts, Work
 
 SCHEMA = pa.schema([("prompt", pa.string()), ("sample", pa.int32()), ("continuation", pa.string()), ("num_tokens", pa.int32()), ("finish", pa.string())])
 

@@ -30,7 +30,7 @@ from llmpipe.finetune.task import Encoder, Prediction, ScoreSettings, Task, pred
 from llmpipe.finetune.tasks import TASKS
 from llmpipe.models.heads import class_labels, load_classifier
 from llmpipe.models.hf import load_model
-from llmpipe.stage import Counts, Input, Work
+from llmpipe.work import Counts, Input, Work
 
 if TYPE_CHECKING:
     from llmpipe.evaluate.stage import Config

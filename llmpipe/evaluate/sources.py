@@ -20,7 +20,7 @@ from llmpipe.data.tokens import TokensDir
 from llmpipe.errors import InputError, UsageError
 from llmpipe.finetune.examples import read_input, usable
 from llmpipe.finetune.task import Encoder, Task
-from llmpipe.stage import Input, Work
+from llmpipe.work import Input, Work
 
 if TYPE_CHECKING:
     from llmpipe.evaluate.stage import Config

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from llmpipe.finetune.label_rule import LabelRule
-from llmpipe.stage import Counts, Work
+from llmpipe.work import Counts, Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

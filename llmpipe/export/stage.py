@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from llmpipe.stage import Counts, Work
+from llmpipe.work import Counts, Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

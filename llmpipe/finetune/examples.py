@@ -22,7 +22,7 @@ from llmpipe.errors import InputError, UsageError
 from llmpipe.finetune.label_rule import label_documents
 from llmpipe.finetune.task import Task
 from llmpipe.finetune.tasks import TASKS
-from llmpipe.stage import Counts, Input, Work
+from llmpipe.work import Counts, Input, Work
 
 if TYPE_CHECKING:
     from llmpipe.finetune.stage import Config

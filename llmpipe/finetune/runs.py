@@ -24,7 +24,7 @@ from llmpipe.finetune.task import Encoder, Example, LossSettings, ScoreSettings,
 from llmpipe.models.heads import SequenceClassifier, save_classifier
 from llmpipe.models.hf import load_model
 from llmpipe.models.lora import add_lora, merge_lora, save_adapter
-from llmpipe.stage import Work
+from llmpipe.work import Work
 
 if TYPE_CHECKING:
     from llmpipe.finetune.stage import Config

@@ -16,7 +16,7 @@ from typing import Literal
 
 from llmpipe.config import cosmetic
 from llmpipe.finetune.label_rule import LabelRule
-from llmpipe.stage import Counts, Work
+from llmpipe.work import Counts, Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

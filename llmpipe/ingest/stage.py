@@ -19,7 +19,7 @@ from llmpipe.data.docs import content_hash, doc_id, docs_table, dropped_table, m
 from llmpipe.errors import InputError
 from llmpipe.ingest.files import File, Format, Unit, format_of, included, plan_units, sniff
 from llmpipe.ingest.readers import Drop, Row, check_mapping, read_unit
-from llmpipe.stage import Counts, UnitOutput, Work
+from llmpipe.work import Counts, UnitOutput, Work
 
 SHARD_TEXT_BYTES = 128 << 20
 """A unit that gives more text writes further shards, so that it holds no more than this."""

@@ -25,12 +25,12 @@ from llmpipe.models.linear_loss import IGNORE
 from llmpipe.models.transformer import ModelConfig, Transformer
 from llmpipe.pretrain.shape import Shape, shape_of, with_steps
 from llmpipe.pretrain.stage import Config
-from llmpipe.stage import Counts, Work
 from llmpipe.training.batches import Samples
 from llmpipe.training.compute import autocast, peak_flops, prepare
 from llmpipe.training.loop import Run, State, step, train
 from llmpipe.training.objectives import OBJECTIVES
 from llmpipe.training.optim import default_lr, make_optimizers, schedule
+from llmpipe.work import Counts, Work
 
 NUM_EVALUATIONS = 10
 PROBE_STEPS = 3  # after one that warms up

@@ -8,8 +8,8 @@ from typing import Any
 from llmpipe.pretrain.job import make_run, open_tokens, seconds_per_step
 from llmpipe.pretrain.shape import Shape, shape_of, with_steps
 from llmpipe.pretrain.stage import Config
-from llmpipe.stage import Work
 from llmpipe.training.compute import peak_flops, prepare
+from llmpipe.work import Work
 
 
 def plan_run(config: Config, work: Work) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from llmpipe.config import cosmetic
-from llmpipe.stage import Counts, Work
 from llmpipe.training.settings import OptimizerConfig, ScheduleConfig
+from llmpipe.work import Counts, Work
 
 HORIZONS = ("steps", "tokens", "tokens_per_param", "hours")
 DEFAULT_DEPTH = 4

@@ -23,8 +23,8 @@ from llmpipe.data.docs import DocUnit, write_parquet
 from llmpipe.data.files import atomic_write, sha256_file
 from llmpipe.data.tokens import DOCS_SCHEMA, SPLITS, TOMBSTONES_SCHEMA, index_bytes, read_documents, token_dtype
 from llmpipe.errors import InputError
-from llmpipe.stage import Counts, UnitOutput, UnitResult, Work
 from llmpipe.tokenizer.directory import TOKENIZER_FILES, load_tokenizer, special_ids
+from llmpipe.work import Counts, UnitOutput, UnitResult, Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from llmpipe.errors import InputError
-from llmpipe.stage import Counts, Work
+from llmpipe.work import Counts, Work
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
