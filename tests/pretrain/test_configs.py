@@ -1,0 +1,34 @@
+"""Every shipped pretraining config is valid and means the size that it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmpipe.config import load
+from llmpipe.errors import UsageError
+from llmpipe.pretrain.shape import shape_of
+from llmpipe.pretrain.stage import Config
+
+FOLDER = Path(__file__).parents[2] / "configs" / "pretrain"
+
+
+@pytest.mark.parametrize(("name", "vocab_size", "millions", "steps"), [("cpu_small", 4096, 4.3, 400), ("one_gpu", 32768, 110.1, 4201)])
+def test_shipped_configs(name: str, vocab_size: int, millions: float, steps: int) -> None:
+    shape = shape_of(load(Config, stage="pretrain", file=FOLDER / f"{name}.yaml"), vocab_size=vocab_size)
+    assert round(shape.num_params / 1e6, 1) == millions and shape.steps == steps
+
+
+def test_every_shipped_config_is_tested() -> None:
+    assert {p.stem for p in FOLDER.glob("*.yaml")} == {"cpu_small", "one_gpu"}
+
+
+def test_defaults_by_size() -> None:
+    small, large = (shape_of(Config(depth=depth), vocab_size=4096) for depth in (4, 12))
+    assert (small.seq_len, small.tokens_per_step, small.num_heads) == (256, 32_768, 4)
+    assert (large.seq_len, large.num_heads, large.head_dim) == (1024, 6, 128)
+    assert small.steps == -(-20 * small.num_params // small.tokens_per_step)
+    assert shape_of(Config(tokens=2_000_000), vocab_size=4096).tokens_per_step == 8192  # a short run takes small steps
+    with pytest.raises(UsageError, match="do not divide evenly"):
+        shape_of(Config(depth=1, model=Config().model.__class__(num_heads=3)), vocab_size=4096)
