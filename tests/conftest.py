@@ -63,3 +63,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
         return subprocess.CompletedProcess(arguments, code, done.out, done.err)
 
     return call
+
+
+@pytest.fixture
+def make_docs() -> Callable[..., Path]:
+    """Make a directory of documents of texts, with a manifest, as ingest would."""
+    from tests.material import write_docs_dir
+
+    return write_docs_dir

@@ -151,11 +151,12 @@ def test_signals_save_and_the_same_command_goes_on(here: Path, reference: Path, 
     assert steady(here / "stopped") == steady(reference)
 
 
-def test_micro_batches_change_nothing_but_rounding(here: Path, reference: Path, run: Callable) -> None:
-    done = run(*arguments("whole", micro_batch=8))
-    assert done.returncode == 0, done.stderr
-    for a, b in zip(steady(reference), steady(here / "whole"), strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+def test_micro_batches_change_nothing_but_rounding(here: Path, run: Callable) -> None:
+    for size in (4, 8):  # AdamW: Muon rounds to bf16 inside, which makes a last bit of a gradient a thousandth of a loss in 30 steps
+        done = run(*arguments(f"by{size}", micro_batch=size, optimizer="adamw", lr=1e-3))
+        assert done.returncode == 0, done.stderr
+    for a, b in zip(steady(here / "by4"), steady(here / "by8"), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4) and a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-3)
 
 
 def test_fresh_is_skipped_and_another_recipe_refused(here: Path, reference: Path, run: Callable) -> None:
