@@ -71,7 +71,8 @@ class _Loader(yaml.BaseLoader):
 _Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_scalar)
 
 
-def _parse(text: str, where: str) -> Any:
+def parse(text: str, where: str) -> Any:
+    """Read YAML text as nested dicts, lists and `Text`; `where` names it in errors."""
     loader = _Loader(text)
     try:
         return loader.get_single_data()
@@ -87,7 +88,7 @@ def read_yaml(path: Path) -> Any:
     try:
         if path.stat().st_size > MAX_YAML_BYTES:
             raise UsageError(f"{path}: larger than {MAX_YAML_BYTES} bytes, not a config")
-        return _parse(path.read_text(encoding="utf-8"), str(path))
+        return parse(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise UsageError(f"{path}: no such config file", hint="llmpipe config init STAGE prints one with every key explained") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -129,12 +130,12 @@ def load(
             raise UsageError(f"{file}: a config is a mapping of keys to values")
     _merge(tree, mapping or {}, base)
     for key, text in _environment(stage, os.environ if environ is None else environ).items():
-        _assign(tree, key, Value(_parse(text, f"{key} in the environment"), Path.cwd()))
+        _assign(tree, key, Value(parse(text, f"{key} in the environment"), Path.cwd()))
     for item in sets:
         key, eq, text = item.partition("=")
         if not eq or not key.strip():
             raise UsageError(f"--set {item!r}: expected KEY=VALUE", hint="for example --set near.threshold=0.8")
-        _assign(tree, key.strip(), Value(_parse(text, f"--set {key}") if text else Text(""), Path.cwd()))
+        _assign(tree, key.strip(), Value(parse(text, f"--set {key}") if text else Text(""), Path.cwd()))
     for key, value in (flags or {}).items():
         if value is not None:
             _assign(tree, key, Value(value, Path.cwd()))

@@ -59,12 +59,13 @@ def load_pipeline(path: Path, *, run_dir: Path | None = None, sets: Sequence[str
     steps: list[Step] = []
     by_step = _split_sets(sets, [name for name, *_ in parsed])
     for name, stage, mapping in parsed:
+        mapping, settings_of_step = _wire(mapping, by_step.get(name, ()))
         own = {k: v for k, v in mapping.items() if k not in RESERVED or (k == "model" and isinstance(v, dict))}
         if stage.name == "crawl":
             own.setdefault("refresh", "none")  # a second run is fresh, not a new visit round, unless the pipeline says so
         try:
             cls = stage.load().Config
-            settings = configs.load(cls, stage=name, mapping=own, base=base, sets=by_step.get(name, ()))
+            settings = configs.load(cls, stage=name, mapping=own, base=base, sets=settings_of_step)
             request = _request(name, stage, mapping, steps, base, run_dir)
         except UsageError as error:
             faults.append(f"{path}: {error.message}" if not error.message.startswith(str(path)) else error.message)
@@ -110,6 +111,25 @@ def _split_sets(sets: Sequence[str], names: list[str]) -> dict[str, list[str]]:
             raise UsageError(f"--set {item!r}: {step.partition('=')[0]!r} is not a step{configs.nearest(step, names)}", hint="in a pipeline it is --set STEP.KEY=VALUE")
         out.setdefault(step, []).append(rest)
     return out
+
+
+def _wire(mapping: Mapping[str, Any], sets: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Take what --set says of a step's input, tokenizer and model into its mapping; paths are relative to the working directory."""
+    out, rest = dict(mapping), []
+    for item in sets:
+        key, _, text = item.partition("=")
+        if key in ("input", "tokenizer", "model"):
+            value = configs.parse(text, f"--set {key}")
+            out[key] = [_from_here(v) for v in value] if isinstance(value, list) else _from_here(value)
+        else:
+            rest.append(item)
+    return out, rest
+
+
+def _from_here(given: Any) -> str:
+    """An existing path becomes absolute; anything else may be the name of a step."""
+    path = Path(str(given)).expanduser()
+    return str(path.resolve()) if path.exists() else str(given)
 
 
 def _request(name: str, stage: Stage, mapping: Mapping[str, Any], earlier: list[Step], base: Path, run_dir: Path) -> Request:

@@ -15,7 +15,9 @@ from tests.material import chinese, english
 
 ROOT = Path(__file__).parents[1]
 SMALL = {
-    "LLMPIPE_CRAWL_MAX_PAGES": "30",
+    "LLMPIPE_CRAWL_MAX_PAGES": "120",
+    "LLMPIPE_TOKENIZE_VALID_FRACTION": "0.2",
+    "LLMPIPE_FINETUNE_LABEL_FROM__MIN_DOCUMENTS": "3",
     "LLMPIPE_TOKENIZER_VOCAB_SIZE": "500",
     "LLMPIPE_PRETRAIN_STEPS": "8",
     "LLMPIPE_PRETRAIN_BATCH_TOKENS": "512",
