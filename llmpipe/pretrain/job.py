@@ -34,6 +34,7 @@ from llmpipe.work import Counts, Work
 
 NUM_EVALUATIONS = 10
 PROBE_STEPS = 3  # after one that warms up
+SLOW_STEP_S = 10.0  # a step that takes this long is timed once: noise is small beside it
 
 
 def pretrain(config: Config, work: Work) -> Counts:
@@ -144,9 +145,10 @@ def _settle_steps(config: Config, shape: Shape, run: Run, work: Work) -> Shape:
 
 def seconds_per_step(run: Run) -> float:
     """Time a few steps of a run; its model is trained by them and must be made anew."""
+    warmed = time.perf_counter()
     step(run, state := State())
-    times = []
-    for _ in range(PROBE_STEPS):
+    times: list[float] = []
+    for _ in range(PROBE_STEPS if time.perf_counter() - warmed < SLOW_STEP_S else 1):
         start = time.perf_counter()
         step(run, state)
         if run.device == "cuda":

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from llmpipe.data.tokens import TokenSplit
 from llmpipe.pretrain.job import make_run, open_tokens, seconds_per_step
 from llmpipe.pretrain.shape import Shape, shape_of, with_steps
 from llmpipe.pretrain.stage import Config
 from llmpipe.training.compute import peak_flops, prepare
 from llmpipe.work import Work
+
+PROBE_FLOPS = 5e11
+"""Operations of one forward and backward pass of the probe on a CPU: a few seconds at most, however large the model."""
 
 
 def plan_run(config: Config, work: Work) -> dict[str, Any]:
@@ -18,7 +23,7 @@ def plan_run(config: Config, work: Work) -> dict[str, Any]:
     tokens = open_tokens(work)
     split = tokens.split("train")
     shape = shape_of(config, vocab_size=tokens.vocab_size)
-    seconds = seconds_per_step(make_run(config, shape, split, Path("/nonexistent")))
+    seconds = _probe(config, shape, split)
     if shape.steps is None:
         assert config.hours is not None
         shape = with_steps(shape, int(config.hours * 3600 / seconds))
@@ -41,6 +46,24 @@ def plan_run(config: Config, work: Work) -> dict[str, Any]:
         "mfu": round(speed * shape.flops_per_token / peak, 3) if peak else None,
         "hours": round(shape.steps * seconds / 3600, 3),
     }
+
+
+def _probe(config: Config, shape: Shape, split: TokenSplit) -> float:
+    """Estimate the seconds of a step from steps of one and of two passes: their difference is a pass, the rest the optimizer.
+
+    Nothing is compiled on a CPU for it: that takes minutes for a large model, and a plan is asked for in order to wait less.
+    """
+    micro = shape.micro_batch
+    if config.device == "cpu":
+        config = replace(config, compile=False)
+        micro = max(1, min(micro, int(PROBE_FLOPS / (shape.flops_per_token * shape.seq_len))))
+    passes = shape.batch_size / micro
+    run = make_run(config, replace(shape, batch_size=micro, micro_batch=micro), split, Path("/nonexistent"))
+    one = seconds_per_step(run)
+    if passes <= 1:
+        return one
+    two = seconds_per_step(replace(run, batch_size=2 * micro))
+    return one + (passes - 1) * max(two - one, one / 2)  # a noisy machine must not make a pass free
 
 
 def memory_bytes(config: Config, shape: Shape) -> dict[str, float]:
