@@ -54,6 +54,8 @@ class Extracted:
     canonical: str | None = None
     links: list[Link] = field(default_factory=list)
     """In document order, each once."""
+    feeds: list[str] = field(default_factory=list)
+    """RSS and Atom that the page names."""
     meta_robots: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     """`(agent, directives)` in lower case; agent is `robots`, a crawler's name or `tdm-reservation`."""
     encoding: str | None = None
@@ -95,6 +97,7 @@ def extract(body: bytes | str, url: str, content_type: str | None = None, *, met
         license=top.license,
         canonical=top.canonical,
         links=[Link(*link) for link in html_tree.links(tree, url, encoding=page.encoding or "utf-8")],
+        feeds=html_tree.feeds(tree, url),
         meta_robots=html_tree.meta_robots(tree),
     )
     if fallback:

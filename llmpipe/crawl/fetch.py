@@ -31,6 +31,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from llmpipe.crawl.guard import Guard, Refused
 from llmpipe.crawl.robots import MAX_BYTES as MAX_ROBOTS_BYTES
+from llmpipe.crawl.sitemap import Sitemap
 from llmpipe.crawl.urls import canonical, host_name, resolve
 
 Kind = Literal["page", "robots", "sitemap"]
@@ -86,9 +87,8 @@ class Fetched:
     at: float = 0.0
     """Unix time at which the fetch began."""
     address: str | None = None
-    sitemap_urls: list[str] = field(default_factory=list)
-    """Set by the pool's thread for sitemaps, so that parsing doesn't hold up the crawl."""
-    sitemap_children: list[str] = field(default_factory=list)
+    sitemap: Sitemap = field(default_factory=Sitemap)
+    """Set by the pool's thread, so that parsing doesn't hold up the crawl."""
 
     def header(self, name: str) -> str | None:
         return next((v for k, v in self.headers if k.lower() == name), None)

@@ -24,25 +24,32 @@ from llmpipe.crawl.urls import canonical, host_name
 from llmpipe.data.docs import doc_id, docs_table, dropped_table, write_parquet
 from llmpipe.errors import InputError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 READY, WAITING, DONE = 0, 1, 2
 """States of a URL: to be fetched, to be fetched after `next_at`, no more in this round."""
 
-Source = Literal["seed", "link", "sitemap", "redirect"]
+Source = Literal["seed", "link", "sitemap", "feed", "redirect", "guess"]
 SEAL_ROWS = 2_000
 SEAL_BYTES = 64 << 20
+EARLY = 0.1
+MAX_INTERVAL_S = 90 * 86_400.0
+MIN_LASTMOD_SEEN, MIN_LASTMOD_RIGHT = 20, 0.8
+"""A sitemap's lastmod makes pages due once it was right so often in so many revisits."""
 MAX_KNOWN = 200_000
 """URLs remembered in memory, so that a link on every page of a site costs one query and not thousands."""
 
 _SCHEMA = """
 CREATE TABLE meta(name TEXT PRIMARY KEY, value) WITHOUT ROWID;
-CREATE TABLE hosts(id INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL, next_at REAL NOT NULL DEFAULT 0, penalty_s REAL NOT NULL DEFAULT 0);
-CREATE TABLE robots(origin TEXT PRIMARY KEY, status INTEGER NOT NULL, body BLOB, fetched_at REAL NOT NULL, tries INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE hosts(id INTEGER PRIMARY KEY, name TEXT UNIQUE NOT NULL, next_at REAL NOT NULL DEFAULT 0, penalty_s REAL NOT NULL DEFAULT 0,
+  round INTEGER NOT NULL DEFAULT 0, round_pages INTEGER NOT NULL DEFAULT 0, lastmod_seen INTEGER NOT NULL DEFAULT 0, lastmod_right INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE robots(origin TEXT PRIMARY KEY, status INTEGER NOT NULL, body BLOB, fetched_at REAL NOT NULL, tries INTEGER NOT NULL, etag TEXT,
+  last_modified TEXT) WITHOUT ROWID;
+CREATE TABLE templates(key INTEGER PRIMARY KEY, n INTEGER NOT NULL, text_hash TEXT, same INTEGER NOT NULL DEFAULT 0, closed INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE urls(
   id INTEGER PRIMARY KEY, key BLOB UNIQUE NOT NULL, url TEXT NOT NULL, host INTEGER NOT NULL, state INTEGER NOT NULL, kind TEXT NOT NULL,
   source TEXT NOT NULL, depth INTEGER NOT NULL, hops INTEGER NOT NULL, via TEXT, tries INTEGER NOT NULL DEFAULT 0, next_at REAL NOT NULL DEFAULT 0,
   first_round INTEGER NOT NULL, rule TEXT, page INTEGER NOT NULL DEFAULT 0, misses INTEGER NOT NULL DEFAULT 0,
-  etag TEXT, last_modified TEXT, body_hash BLOB, text_hash TEXT, interval_s REAL, fetched_at REAL);
+  etag TEXT, last_modified TEXT, body_hash BLOB, text_hash TEXT, interval_s REAL, fetched_at REAL, lastmod REAL);
 CREATE INDEX urls_ready ON urls(host, depth, id) WHERE state = 0;
 CREATE INDEX urls_waiting ON urls(next_at) WHERE state = 1;
 CREATE INDEX urls_due ON urls(next_at) WHERE state = 2 AND next_at > 0;
@@ -62,6 +69,8 @@ class NewUrl:
     hops: int = 0
     via: str | None = None
     """Space-separated URLs that redirected here."""
+    lastmod: float | None = None
+    """When a sitemap says that it last changed (Unix time)."""
 
 
 @dataclass(slots=True)
@@ -86,13 +95,17 @@ class Entry:
     body_hash: bytes | None
     text_hash: str | None
     interval_s: float | None
+    fetched_at: float | None
+    lastmod: float | None
+    rule: str | None
+    """Why the last visit gave no page."""
 
     @property
     def doc_id(self) -> str:
         return self.key.hex()
 
 
-_ENTRY = "id, key, url, host, kind, source, depth, hops, via, tries, page, misses, etag, last_modified, body_hash, text_hash, interval_s"
+_ENTRY = "id, key, url, host, kind, source, depth, hops, via, tries, page, misses, etag, last_modified, body_hash, text_hash, interval_s, fetched_at, lastmod, rule"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +114,19 @@ class RobotsRecord:
     """HTTP status; 0: unreachable."""
     body: bytes
     fetched_at: float
-    tries: int
+    tries: int = 0
+    etag: str | None = None
+    last_modified: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HostRecord:
+    name: str
+    next_at: float
+    """Before it nothing is fetched."""
+    penalty_s: float
+    round_pages: int
+    """Pages that the visit round has of it."""
 
 
 def url_key(url: str, kind: str = "page") -> bytes:
@@ -188,36 +213,92 @@ class Frontier:
             self._hosts[name] = found
         return found
 
-    def host(self, host_id: int) -> tuple[str, float, float]:
-        """Name, time before which nothing is fetched, penalty."""
-        return self.db.execute("SELECT name, next_at, penalty_s FROM hosts WHERE id = ?", (host_id,)).fetchone()
+    def host(self, host_id: int, *, round_number: int) -> HostRecord:
+        name, next_at, penalty_s, last_round, pages = self.db.execute("SELECT name, next_at, penalty_s, round, round_pages FROM hosts WHERE id = ?", (host_id,)).fetchone()
+        return HostRecord(name, next_at, penalty_s, pages if last_round == round_number else 0)
+
+    def count_page(self, host_id: int, *, round_number: int) -> None:
+        """Count a page of a host in this round."""
+        self._write("UPDATE hosts SET round_pages = CASE round WHEN ? THEN round_pages + 1 ELSE 1 END, round = ? WHERE id = ?", (round_number, round_number, host_id))
 
     def save_host(self, host_id: int, next_at: float, penalty_s: float) -> None:
         self._write("UPDATE hosts SET next_at = ?, penalty_s = ? WHERE id = ?", (next_at, penalty_s, host_id))
 
     def robots(self, origin: str) -> RobotsRecord | None:
-        row = self.db.execute("SELECT status, body, fetched_at, tries FROM robots WHERE origin = ?", (origin,)).fetchone()
-        return RobotsRecord(row[0], row[1] or b"", row[2], row[3]) if row else None
+        row = self.db.execute("SELECT status, body, fetched_at, tries, etag, last_modified FROM robots WHERE origin = ?", (origin,)).fetchone()
+        return RobotsRecord(row[0], row[1] or b"", *row[2:]) if row else None
 
     def save_robots(self, origin: str, record: RobotsRecord) -> None:
-        self._write("INSERT OR REPLACE INTO robots VALUES(?, ?, ?, ?, ?)", (origin, record.status, record.body, record.fetched_at, record.tries))
+        values = (origin, record.status, record.body, record.fetched_at, record.tries, record.etag, record.last_modified)
+        self._write("INSERT OR REPLACE INTO robots VALUES(?, ?, ?, ?, ?, ?, ?)", values)
 
     # --- URLs ----------------------------------------------------------------------------------------------------
 
-    def add_urls(self, urls: Iterable[NewUrl], *, round_number: int) -> list[tuple[int, int]]:
-        """Add what isn't known yet; return (id, host) of the new ones."""
+    def add_urls(self, urls: Iterable[NewUrl], *, round_number: int) -> list[tuple[int, int, NewUrl]]:
+        """Add what isn't known yet; return (id, host, url) of the new ones."""
         added = []
         for new in urls:
             key, host = url_key(new.url, new.kind), self.host_id(host_name(new.url))
             cursor = self._write(
-                "INSERT OR IGNORE INTO urls(key, url, host, state, kind, source, depth, hops, via, first_round) VALUES(?, ?, ?, 0, ?, ?, ?, ?, ?, ?)",
-                (key, new.url, host, new.kind, new.source, new.depth, new.hops, new.via, round_number),
+                "INSERT OR IGNORE INTO urls(key, url, host, state, kind, source, depth, hops, via, first_round, lastmod) VALUES(?, ?, ?, 0, ?, ?, ?, ?, ?, ?, ?)",
+                (key, new.url, host, new.kind, new.source, new.depth, new.hops, new.via, round_number, new.lastmod),
             )
             if cursor.rowcount == 1:
-                added.append((cursor.lastrowid, host))
+                added.append((cursor.lastrowid, host, new))
             elif new.source != "link":  # links come level by level; a redirect or a sitemap may find a page nearer than its first link
                 self._write("UPDATE urls SET depth = ? WHERE key = ? AND depth > ? AND state < 2", (new.depth, key, new.depth))
         return added
+
+    def note_lastmod(self, url: str, lastmod: float) -> int | None:
+        """Keep what a sitemap says of a known page; return its host if the page is to be visited at once for it."""
+        row = self.db.execute(
+            "SELECT u.id, u.host, u.page AND u.state = 2 AND u.fetched_at < ? AND h.lastmod_seen >= ? AND h.lastmod_right >= ? * h.lastmod_seen, u.lastmod"
+            " FROM urls u JOIN hosts h ON h.id = u.host WHERE u.key = ?",
+            (lastmod, MIN_LASTMOD_SEEN, MIN_LASTMOD_RIGHT, url_key(url)),
+        ).fetchone()
+        if row is None:
+            return None
+        url_id, host, due, known = row
+        if lastmod != known or due:
+            self._write(f"UPDATE urls SET lastmod = ?{', state = 0' if due else ''} WHERE id = ?", (lastmod, url_id))
+        return host if due else None
+
+    def judge_lastmod(self, entry: Entry, *, changed: bool) -> None:
+        """After a revisit, count whether the sitemap's lastmod had told rightly if the page changed. Old verdicts fade."""
+        if entry.lastmod is None or entry.fetched_at is None:
+            return
+        right = (entry.lastmod > entry.fetched_at) == changed
+        share = f"(CASE WHEN lastmod_seen >= {4 * MIN_LASTMOD_SEEN} THEN 2 ELSE 1 END)"
+        self._write(f"UPDATE hosts SET lastmod_right = lastmod_right / {share} + ?, lastmod_seen = lastmod_seen / {share} + 1 WHERE id = ?", (int(right), entry.host))
+
+    # --- templates: URLs that differ in numbers and values alone ---------------------------------------------------
+
+    def count_template(self, key: int) -> tuple[int, bool]:
+        """Count another URL of a template; return how many there are, and whether it is closed."""
+        self._write("INSERT INTO templates(key, n) VALUES(?, 1) ON CONFLICT(key) DO UPDATE SET n = n + 1", (key,))
+        n, closed = self.db.execute("SELECT n, closed FROM templates WHERE key = ?", (key,)).fetchone()
+        return n, bool(closed)
+
+    def note_text(self, key: int, text_hash: str, *, limit: int) -> bool:
+        """Take in the text of a template's page; return whether `limit` pages of mostly one text close the template now.
+
+        Boyer and Moore's majority vote (1981): one text and one number, however many pages.
+        """
+        row = self.db.execute("SELECT text_hash, same, closed FROM templates WHERE key = ?", (key,)).fetchone()
+        if row is None or row[2]:
+            return False
+        known, same, _ = row
+        if known == text_hash:
+            same += 1
+        elif same <= 1:
+            known, same = text_hash, 1
+        else:
+            same -= 1
+        self._write("UPDATE templates SET text_hash = ?, same = ?, closed = ? WHERE key = ?", (known, same, int(same >= limit), key))
+        return same >= limit
+
+    def closed_templates(self) -> set[int]:
+        return {key for (key,) in self.db.execute("SELECT key FROM templates WHERE closed = 1")}
 
     def remember(self, link: str) -> None:
         """Note that a link was dealt with."""
@@ -233,10 +314,10 @@ class Frontier:
         """The URLs that the scope is told by: seeds, and where they redirected within their domain."""
         return json.loads(self.get("roots", "[]"))
 
-    def add_root(self, url: str) -> None:
-        roots = self.roots()
-        if url not in roots:
-            self.set("roots", json.dumps([*roots, url]))
+    def add_roots(self, urls: Iterable[str]) -> None:
+        known = self.roots()
+        if (roots := list(dict.fromkeys([*known, *urls]))) != known:
+            self.set("roots", json.dumps(roots))
 
     def has(self, url: str) -> bool:
         return self.db.execute("SELECT 1 FROM urls WHERE key = ?", (url_key(url),)).fetchone() is not None
@@ -378,7 +459,10 @@ class Frontier:
 
 
 def _due(everything: bool) -> str:
-    return "state = 2 AND rule IS NOT 'trap'" if everything else "state = 2 AND next_at > 0 AND next_at <= :now"
+    """What a revisit takes up. A tenth of the interval early counts as due: a daily cron job must not find pages that fall due in a minute."""
+    if everything:
+        return "state = 2 AND rule IS NOT 'trap'"
+    return f"state = 2 AND next_at > 0 AND next_at <= :now + {EARLY * MAX_INTERVAL_S} AND next_at - {EARLY} * coalesce(interval_s, 0) <= :now"
 
 
 def _row(text: str) -> dict[str, Any]:

@@ -39,6 +39,7 @@ _HOLDS_BLOCKS = etree.XPath("boolean(.//table or .//dl or .//p[2] or .//ul or ./
 _OWN_PARTS = etree.XPath("tr | */tr | tr/td | */tr/td | tr/th | */tr/th | tbody | thead | tfoot")
 MAX_HREF_CHARS = 8_192
 MIN_REPEATED_CHARS = 25
+MAX_FEEDS = 10
 
 
 def parse(text: str) -> html.HtmlElement | None:
@@ -78,6 +79,17 @@ def links(tree: html.HtmlElement, url: str, *, encoding: str = "utf-8") -> list[
         if target is not None:
             found[target] = found.get(target, True) and "nofollow" in rel
     return list(found.items())
+
+
+def feeds(tree: html.HtmlElement, url: str) -> list[str]:
+    """List the RSS and Atom feeds that a page's head names, absolute, each once."""
+    base, found = _base(tree, url), {}
+    for element in tree.iter("link"):
+        kind = (element.get("type") or "").partition(";")[0].strip().lower()
+        if kind in ("application/rss+xml", "application/atom+xml") and "alternate" in (element.get("rel") or "").lower().split():
+            if (target := _absolute(base, element.get("href"))) is not None:
+                found[target] = None
+    return list(found)[:MAX_FEEDS]
 
 
 def _absolute(base: str, href: str | None, encoding: str = "utf-8") -> str | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from llmpipe.crawl import robots
 from llmpipe.crawl.fetch import Fetched
@@ -63,16 +63,25 @@ class RobotsBook:
             return None
         return self._remember(origin, record)[0]
 
+    def validators(self, origin: str) -> dict[str, str | None]:
+        """What makes the next request for an origin's robots.txt conditional."""
+        old = self.frontier.robots(origin)
+        return {"etag": old.etag, "last_modified": old.last_modified} if old else {}
+
     def record(self, origin: str, fetched: Fetched, now: float) -> list[str]:
         """Take in a fetched robots.txt; return the sitemaps that it names."""
         old = self.frontier.robots(origin)
         status = fetched.status
+        if status == 304 and old is not None:
+            self._waits.pop(origin, None)
+            self.frontier.save_robots(origin, new := replace(old, fetched_at=now, tries=0))
+            return self._remember(origin, new)[1]
         if fetched.location is not None or 300 <= status < 400:
             status = 404  # more than five redirects: unavailable, so nothing is forbidden
         if 200 <= status < 300 and fetched.rule in (None, "http_204"):
-            new = RobotsRecord(status, fetched.body, now, 0)
+            new = RobotsRecord(status, fetched.body, now, etag=fetched.header("etag"), last_modified=fetched.header("last-modified"))
         elif 400 <= status < 500 and status != 429:
-            new = RobotsRecord(status, b"", now, 0)
+            new = RobotsRecord(status, b"", now)
         else:
             return self._unreachable(origin, fetched, old, now)
         self._waits.pop(origin, None)
@@ -111,6 +120,8 @@ class Host:
     name: str
     next_at: float = 0.0
     """Unix time."""
+    round_pages: int = 0
+    """Pages that this visit round has of it."""
     penalty_s: float = 0.0
     """Added to its delay: doubles with each sign of trouble, shrinks by a tenth of its peak with each success."""
     peak_s: float = 0.0

@@ -13,6 +13,7 @@ import hashlib
 import heapq
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
@@ -21,12 +22,12 @@ from typing import Any
 
 from llmpipe.crawl.extract import Extracted, ExtractPool
 from llmpipe.crawl.fetch import MAX_HOPS, Fetched, Target
-from llmpipe.crawl.frontier import Entry, Frontier, NewUrl, url_key
+from llmpipe.crawl.frontier import MAX_INTERVAL_S, Entry, Frontier, NewUrl, url_key
 from llmpipe.crawl.manners import Barred, Host, RobotsBook, Wait
 from llmpipe.crawl.pages import Archive, page_row
 from llmpipe.crawl.robots import Rules, page_directives
 from llmpipe.crawl.threads import FetchThreads
-from llmpipe.crawl.urls import Scope, canonical, host_name, origin, registered_domain, resolve, trap
+from llmpipe.crawl.urls import Scope, Shard, canonical, host_name, origin, registered_domain, resolve, template, trap
 from llmpipe.data.docs import content_hash
 
 COMMIT_S = 0.5
@@ -41,10 +42,13 @@ MAX_EXTRACTING = 100
 MAX_OUTLINKS = 4_000
 ANY_DEPTH = 1 << 30
 HOUR_S, DAY_S = 3_600.0, 86_400.0
-MAX_INTERVAL_S = 90 * DAY_S
+DEAD_END_S = 30 * DAY_S
+"""Redirects, dead links and pages that must not be kept are looked at again after it: they may have changed their mind."""
 UNCHANGED_FACTOR, CHANGED_FACTOR = 1.5, 0.8
 GONE_AFTER = 2
 """404 or 410 in as many visits make a page `gone`."""
+SAME_TEXTS = 20
+"""As many pages of one text close their template: soft errors, session ids, calendars without entries."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +62,9 @@ class Settings:
     retry_s: float
     max_pages: int | None
     max_depth: int | None
+    max_pages_per_host: int | None
+    max_per_template: int | None
+    shard: Shard | None
     sitemaps: bool
     revisit_s: float
     """Seconds until a page is visited again, the first time; then it adapts."""
@@ -84,7 +91,8 @@ class Progress:
     """Of the visit round."""
     queue: int = 0
     hosts: int = 0
-    errors: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
+    """By class, since the start."""
     rate: float = 0.0
     """Pages a second since the start."""
 
@@ -104,7 +112,11 @@ class Scheduler:
     level: int = ANY_DEPTH
     pages: int = 0
     queue_size: int = 0
-    errors: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    _origins: set[str] = field(default_factory=set)
+    """Of the seeds."""
+    _closed: set[int] = field(default_factory=set)
+    """Templates of which nothing more is fetched."""
     _in_flight: set[int] = field(default_factory=set)
     """Pages being fetched or extracted."""
     _uncommitted: int = 0
@@ -118,6 +130,8 @@ class Scheduler:
         """Crawl until nothing is left to do in this round or `max_pages` is reached."""
         start, before = time.monotonic(), self.frontier.get("round_pages", 0)
         self.pages, self.queue_size, self._committed_at = before, self.frontier.pending(), start
+        self._origins = {origin(url) for url in self.frontier.roots()}
+        self._closed = self.frontier.closed_templates()
         self._set_level()
         self._activate()
         while True:
@@ -135,14 +149,14 @@ class Scheduler:
                 self.frontier.seal(self.output)
             if now - self._reported_at >= REPORT_S:
                 busy = sum(h.active > 0 for h in self._hosts.values())
-                report(Progress(self.pages, self.queue_size, busy, self.errors, (self.pages - before) / max(now - start, 1e-3)))
+                report(Progress(self.pages, self.queue_size, busy, dict(self.errors), (self.pages - before) / max(now - start, 1e-3)))
                 self._reported_at = now
             idle = not self.fetchers.pending and not self._extracting
             if idle and (self._is_full() or not self._more_work()):
                 break
             self._sleep()
         self._commit()
-        report(Progress(self.pages, self.queue_size, 0, self.errors, (self.pages - before) / max(time.monotonic() - start, 1e-3)))
+        report(Progress(self.pages, self.queue_size, 0, dict(self.errors), (self.pages - before) / max(time.monotonic() - start, 1e-3)))
         self.frontier.seal(self.output)
 
     def _is_full(self) -> bool:
@@ -205,8 +219,8 @@ class Scheduler:
             self._queue(host)
 
     def _bring(self, host_id: int) -> None:
-        name, next_at, penalty = self.frontier.host(host_id)
-        self._hosts[host_id] = Host(host_id, name, next_at, penalty, penalty)
+        known = self.frontier.host(host_id, round_number=self.settings.round_number)
+        self._hosts[host_id] = Host(host_id, known.name, known.next_at, known.round_pages, known.penalty_s, known.penalty_s)
 
     def _queue(self, host: Host) -> None:
         """Put a host in the heap if it may be asked: one request at a time, but for crawls without delay."""
@@ -232,6 +246,12 @@ class Scheduler:
                 self._retire(host)
                 return False
             entry = host.queue[0]
+            if (refusal := self._limit(host, entry)) is not None:
+                host.queue.popleft()
+                self._drop(host, entry, *refusal, next_at=now + HOUR_S)
+                continue
+            if self._fills(host, entry):
+                return False  # the end of what is in flight queues the host again
             verdict: Rules | Wait | Barred | None
             if self._too_long(host, now):
                 verdict = Barred("retry_after", f"{host.next_at - now:.0f} s")
@@ -249,7 +269,7 @@ class Scheduler:
                 return True
             host.queue.popleft()
             if (refusal := _refusal(verdict, entry)) is not None:
-                self._drop(host, entry, *refusal)
+                self._drop(host, entry, *refusal, next_at=now + (HOUR_S if isinstance(verdict, Barred) else DAY_S))
                 if time.time() - now > COMMIT_S:  # thousands of refusals in a row must not starve the rest
                     return True
                 continue
@@ -261,17 +281,33 @@ class Scheduler:
             self._start(host, entry, delay)
             return True
 
+    def _limit(self, host: Host, entry: Entry) -> tuple[str, Any, Any] | None:
+        """Say which limit keeps a URL from being fetched now: its host's share, or a template that was closed since it was found."""
+        if entry.kind != "page":
+            return None
+        most = self.settings.max_pages_per_host
+        if most is not None and host.round_pages >= most:
+            return "host_full", host.round_pages, most
+        if self._closed and entry.source == "link" and _template_key(entry.url) in self._closed:
+            return "template_closed", template(entry.url), SAME_TEXTS
+        return None
+
+    def _fills(self, host: Host, entry: Entry) -> bool:
+        """Whether the pages of a host that are in flight may already fill its share."""
+        most = self.settings.max_pages_per_host
+        return most is not None and entry.kind == "page" and host.round_pages + len(host.loaded) - len(host.queue) >= most
+
     def _start(self, host: Host, entry: Entry, crawl_delay_s: float) -> None:
         host.active += 1
         if entry.kind == "page":
             self._in_flight.add(entry.id)
-        validators = {"etag": entry.etag, "last_modified": entry.last_modified} if entry.page else {}
+        validators = {"etag": entry.etag, "last_modified": entry.last_modified} if entry.page or entry.kind == "sitemap" else {}
         self.fetchers.submit(Ticket(host, entry, crawl_delay_s=crawl_delay_s), Target(url=entry.url, kind=entry.kind, **validators))
 
     def _start_robots(self, host: Host, site: str) -> None:
         host.active += 1
         host.robots_pending = True
-        self.fetchers.submit(Ticket(host, origin=site), Target(url=f"{site}/robots.txt", kind="robots"))
+        self.fetchers.submit(Ticket(host, origin=site), Target(url=f"{site}/robots.txt", kind="robots", **self.robots.validators(site)))
 
     def _retire(self, host: Host) -> None:
         """Drop a host without work from memory; one with pages in flight stays, since they may lead to more."""
@@ -293,6 +329,8 @@ class Scheduler:
             if self.settings.sitemaps and self.settings.max_depth != 0:
                 found = [u for s in sitemaps if (u := resolve(fetched.url, s)) is not None]
                 self._add([NewUrl(url, 0, "sitemap", "sitemap") for url in found])
+                if not found and ticket.origin in self._origins and isinstance(self.robots.lookup(ticket.origin, now), Rules):  # where it lies on most sites that don't say so
+                    self._add([NewUrl(f"{ticket.origin}/sitemap.xml", 0, "guess", "sitemap")])
         elif entry.kind == "sitemap":
             self._on_sitemap(host, entry, fetched)
         elif fetched.location is not None:
@@ -323,21 +361,37 @@ class Scheduler:
         if self._try_later(host, entry, fetched):
             return
         if fetched.rule is not None and fetched.location is None:
-            self._failed(host, entry, fetched)
+            if entry.source == "guess":  # nobody said that it was there
+                self._finish(host, entry, fetched.rule, next_at=fetched.at + DEAD_END_S)
+            else:
+                self._failed(host, entry, fetched)
+            return
+        found, next_at = fetched.sitemap, fetched.at + self.settings.revisit_s
+        if fetched.status == 304:
+            self.frontier.count("unchanged")
+            self._finish(host, entry, next_at=next_at)
             return
         if entry.hops < MAX_HOPS:
-            further = [fetched.location] if fetched.location else fetched.sitemap_children
-            self._add([NewUrl(url, entry.depth, "sitemap", "sitemap", entry.hops + 1) for url in further])
-        self._add([NewUrl(url, entry.depth + 1, "sitemap") for url in fetched.sitemap_urls if self.scope.allows(url)])
+            further = [fetched.location] if fetched.location else found.children
+            self._add([NewUrl(url, entry.depth, entry.source, "sitemap", entry.hops + 1) for url in further])
+        source = "feed" if entry.source == "feed" else "sitemap"
+        new = [NewUrl(url, entry.depth + 1, source, lastmod=found.lastmod.get(url)) for url in found.urls if self.scope.allows(url)]
+        self._add(new)
+        for url in new:
+            if url.lastmod is not None and (due := self.frontier.note_lastmod(url.url, url.lastmod)) is not None:
+                self.frontier.count("due_by_lastmod")
+                self.queue_size += 1
+                self._wake(due)
         self.frontier.count("sitemaps")
-        self._finish(host, entry, next_at=time.time() + self.settings.revisit_s)
+        self._finish(host, entry, next_at=next_at, interval_s=self.settings.revisit_s, **_validators(fetched))
 
     def _on_redirect(self, host: Host, entry: Entry, fetched: Fetched) -> None:
         target = fetched.location
         assert target is not None
         if entry.source == "seed" and not self.scope.allows(target) and registered_domain(host_name(target)) == registered_domain(host_name(entry.url)):
             self.scope.add(target)  # example.org that moved to www.example.org is what was meant
-            self.frontier.add_root(target)
+            self.frontier.add_roots([target])
+            self._origins.add(origin(target))
         chain = [*(entry.via or "").split(), entry.url]
         if canonical(target) in map(canonical, chain):
             refusal = ("redirect_loop", target, None)
@@ -350,24 +404,30 @@ class Scheduler:
         else:
             source = "seed" if entry.source == "seed" else "redirect"
             self._add([NewUrl(target, entry.depth, source, hops=entry.hops + 1, via=" ".join(chain))])
-            self._drop(host, entry, "redirect", target, partner=target)
-            return
-        self._drop(host, entry, *refusal)
+            refusal = ("redirect", target, None)
+        if entry.page:
+            self._retract(entry, fetched.at)
+        self._drop(host, entry, *refusal, partner=target if refusal[0] == "redirect" else None, next_at=fetched.at + DEAD_END_S, columns={"page": 0})
 
     def _failed(self, host: Host, entry: Entry, fetched: Fetched) -> None:
         """A final failure of this visit. A page that an earlier visit had is `gone` after two 404s or 410s."""
-        next_at = time.time() + DAY_S if entry.page or fetched.retry else 0.0
+        next_at = fetched.at + (DAY_S if entry.page or fetched.retry else DEAD_END_S)
         misses = entry.misses + 1 if fetched.status in (404, 410) else entry.misses
         if entry.page and fetched.status in (404, 410) and misses >= GONE_AFTER:
-            self.frontier.spool("page", entry.id, {"id": entry.doc_id, "url": entry.url, "text": "", "op": "gone", "source": host.name, "fetched_at": fetched.at})
-            self.frontier.count("gone")
-            self._drop(host, entry, fetched.rule or "", fetched.value, columns={"page": 0, "misses": 0})
+            self._retract(entry, fetched.at)
+            self._drop(host, entry, fetched.rule or "", fetched.value, next_at=fetched.at + DEAD_END_S, columns={"page": 0, "misses": 0})
             return
         self._drop(host, entry, fetched.rule or "", fetched.value, next_at=next_at, columns={"misses": misses})
+
+    def _retract(self, entry: Entry, at: float) -> None:
+        """Take back the page that an earlier visit wrote."""
+        self.frontier.spool("page", entry.id, {"id": entry.doc_id, "url": entry.url, "text": "", "op": "gone", "source": host_name(entry.url), "fetched_at": at})
+        self.frontier.count("gone")
 
     def _unchanged(self, host: Host, entry: Entry, fetched: Fetched, **columns: Any) -> None:
         interval = min((entry.interval_s or self.settings.revisit_s) * UNCHANGED_FACTOR, MAX_INTERVAL_S)
         self.frontier.count("unchanged")
+        self.frontier.judge_lastmod(entry, changed=False)
         self._finish(host, entry, next_at=fetched.at + interval, interval_s=interval, fetched_at=fetched.at, misses=0, **columns)
 
     def _on_page(self, host: Host, entry: Entry, fetched: Fetched) -> None:
@@ -380,12 +440,15 @@ class Scheduler:
     def _on_extracted(self, page: Extracted) -> None:
         host, entry, fetched = self._extracting.pop(page.key)
         directives = page_directives(fetched.headers, page.meta_robots, self.settings.user_agent)
-        if "nofollow" not in directives:
+        if "nofollow" not in directives and not (self._closed and _template_key(entry.url) in self._closed):
             self._follow(entry, page)
         text_hash = content_hash(page.text)
-        validators = {"etag": fetched.header("etag"), "last_modified": fetched.header("last-modified"), "body_hash": _hash(fetched.body)}
+        validators = {**_validators(fetched), "body_hash": _hash(fetched.body)}
         if "noindex" in directives:
-            self._drop(host, entry, "noindex", ", ".join(sorted(directives)), snippet=page.text)
+            if entry.page:
+                self._retract(entry, fetched.at)
+            columns = {"page": 0, "misses": 0}
+            self._drop(host, entry, "noindex", ", ".join(sorted(directives)), snippet=page.text, next_at=fetched.at + DEAD_END_S, columns=columns)
         elif entry.page and text_hash == entry.text_hash:
             self._unchanged(host, entry, fetched, **validators)
         else:
@@ -394,9 +457,14 @@ class Scheduler:
             self.frontier.count("pages")
             self.pages += 1
             self.frontier.set("round_pages", self.pages)
+            host.round_pages += 1
+            self.frontier.count_page(host.id, round_number=self.settings.round_number)
             interval = self.settings.revisit_s
             if entry.page:
                 interval = max((entry.interval_s or interval) * CHANGED_FACTOR, HOUR_S)
+                self.frontier.judge_lastmod(entry, changed=True)
+            if (key := _template_key(entry.url)) is not None and self.frontier.note_text(key, text_hash, limit=SAME_TEXTS):
+                self._closed.add(key)
             next_at = fetched.at + interval
             self._finish(host, entry, next_at=next_at, interval_s=interval, page=1, misses=0, fetched_at=fetched.at, text_hash=text_hash, **validators)
         self._queue(host)
@@ -417,34 +485,61 @@ class Scheduler:
                 self._trapped(url, entry.depth + 1, *found)
                 continue
             new.append(NewUrl(url, entry.depth + 1, "link"))
+        if entry.depth == 0 and self.settings.sitemaps:  # not those of every page: blogs have a feed of comments for each
+            new += [NewUrl(url, 0, "feed", "sitemap") for url in page.feeds if self.scope.allows(url)]
         self._add(new)
 
     # --- the ends of a visit ------------------------------------------------------------------------------------------
 
     def _add(self, urls: list[NewUrl]) -> None:
-        for _, host_id in (added := self.frontier.add_urls(urls, round_number=self.settings.round_number)):
-            if host_id not in self._hosts and len(self._hosts) < MAX_HOSTS:
-                self._bring(host_id)
-            if (host := self._hosts.get(host_id)) is not None:
-                host.exhausted = False
-                self._queue(host)
-        self.queue_size += len(added)
+        for url_id, host_id, new in self.frontier.add_urls(urls, round_number=self.settings.round_number):
+            if (refusal := self._endless(new)) is not None:
+                self._refuse(url_id, *refusal)
+                continue
+            self.queue_size += 1
+            self._wake(host_id)
+
+    def _endless(self, new: NewUrl) -> tuple[str, Any, Any] | None:
+        """Say why a new URL is not taken up: another shard's, or one too many of its kind. What a sitemap lists is vouched for."""
+        shard = self.settings.shard
+        if shard is not None and not shard.holds(host := host_name(new.url)):
+            return "other_shard", f"{shard.of(host)}/{shard.count}", None
+        if new.source != "link" or (key := _template_key(new.url)) is None:
+            return None
+        n, closed = self.frontier.count_template(key)
+        if closed:
+            return "template_closed", template(new.url), SAME_TEXTS
+        most = self.settings.max_per_template
+        return ("template_full", n, most) if most is not None and n > most else None
+
+    def _refuse(self, url_id: int, rule: str, value: Any, limit: Any) -> None:
+        self.frontier.finish(url_id, "trap")
+        self._spool_drop(self.frontier.entry(url_id), rule, value, limit)
+
+    def _wake(self, host_id: int) -> None:
+        """Note that a host has something to fetch."""
+        if host_id not in self._hosts and len(self._hosts) < MAX_HOSTS:
+            self._bring(host_id)
+        if (host := self._hosts.get(host_id)) is not None:
+            host.exhausted = False
+            self._queue(host)
 
     def _trapped(self, url: str, depth: int, rule: str, value: str, limit: int) -> None:
-        added = self.frontier.add_urls([NewUrl(url, depth, "link")], round_number=self.settings.round_number)
-        for url_id, _ in added:
-            self.frontier.finish(url_id, "trap")
-            entry = self.frontier.entry(url_id)
-            self._spool_drop(entry, rule, value, limit)
+        for url_id, *_ in self.frontier.add_urls([NewUrl(url, depth, "link")], round_number=self.settings.round_number):
+            self._refuse(url_id, rule, value, limit)
 
     def _drop(
         self, host: Host, entry: Entry, rule: str, value: Any = "", limit: Any = None, *,
         partner: str | None = None, snippet: str = "", next_at: float = 0.0, columns: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
-        self._spool_drop(entry, rule, value, limit, partner=partner, snippet=snippet)
+        if rule == entry.rule:  # as the last visit had it: the row is there
+            self.frontier.count("unchanged")
+        else:
+            self._spool_drop(entry, rule, value, limit, partner=partner, snippet=snippet)
         if rule != "redirect" and len(self.failures) < 100:
             self.failures.append((entry.url, rule, str(value)))
-        self.errors += rule in ("timeout", "connect", "dns", "tls", "protocol") or rule.startswith("http_5")
+        if rule in ("timeout", "connect", "dns", "tls", "protocol", "robots_unreachable", "retry_after") or rule.startswith("http_5") or rule == "http_429":
+            self.errors[rule] += 1
         self._finish(host, entry, rule, next_at=next_at, **columns or {})
 
     def _spool_drop(self, entry: Entry, rule: str, value: Any, limit: Any, *, partner: str | None = None, snippet: str = "") -> None:
@@ -469,6 +564,16 @@ def _refusal(verdict: Rules | Barred, entry: Entry) -> tuple[str, str] | None:
         return verdict.rule, verdict.value
     found = verdict.verdict(entry.url)
     return None if found.allowed else ("robots", found.rule or "")
+
+
+def _validators(fetched: Fetched) -> dict[str, str | None]:
+    """What makes the next visit conditional."""
+    return {"etag": fetched.header("etag"), "last_modified": fetched.header("last-modified")}
+
+
+def _template_key(url: str) -> int | None:
+    name = template(url)
+    return None if name is None else int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), signed=True)
 
 
 def _hash(body: bytes) -> bytes:

@@ -7,8 +7,10 @@ Never raises: a broken one gives what was read before the fault. Limits bound wh
 
 from __future__ import annotations
 
+import re
 import zlib
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from io import BytesIO
 
 from lxml import etree
@@ -27,16 +29,16 @@ class Sitemap:
     """Pages, absolute, in order, each once."""
     children: list[str] = field(default_factory=list)
     """Sitemaps that an index names."""
+    lastmod: dict[str, float] = field(default_factory=dict)
+    """Unix time of the last change, where it is told (`lastmod`; `updated` of Atom)."""
 
 
 def parse(body: bytes, url: str) -> Sitemap:
     body = inflate(body)
     start = body[:200].lstrip(b"\xef\xbb\xbf \t\r\n")
     if start.startswith(b"<"):
-        pages, children = _xml(body, url)
-    else:
-        pages, children = _text(body, url), []
-    return Sitemap(list(dict.fromkeys(pages))[:MAX_URLS], list(dict.fromkeys(children))[:MAX_CHILDREN])
+        return _xml(body, url)
+    return Sitemap(list(dict.fromkeys(_text(body, url)))[:MAX_URLS])
 
 
 def inflate(body: bytes) -> bytes:
@@ -55,10 +57,11 @@ def inflate(body: bytes) -> bytes:
     return b"".join(out) if out else body
 
 
-def _xml(body: bytes, url: str) -> tuple[list[str], list[str]]:
+def _xml(body: bytes, url: str) -> Sitemap:
     """Collect `<url><loc>` and `<sitemap><loc>`, `<item><link>` of RSS, `<entry><link href>` of Atom, by local name."""
-    pages: list[str] = []
-    children: list[str] = []
+    pages: dict[str, None] = {}
+    children: dict[str, None] = {}
+    lastmod: dict[str, float] = {}
     events = etree.iterparse(BytesIO(body), events=("end",), recover=True, resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False)
     try:
         for _, element in events:
@@ -66,7 +69,9 @@ def _xml(body: bytes, url: str) -> tuple[list[str], list[str]]:
             if name in ("url", "sitemap", "item", "entry"):
                 into = children if name == "sitemap" else pages
                 if (found := _location(element, url)) is not None:
-                    into.append(found)
+                    into[found] = None
+                    if (changed := _changed(element)) is not None:
+                        lastmod[found] = changed
                 element.clear()
                 while element.getprevious() is not None and element.getparent() is not None:
                     del element.getparent()[0]
@@ -74,7 +79,20 @@ def _xml(body: bytes, url: str) -> tuple[list[str], list[str]]:
                     break
     except (etree.XMLSyntaxError, ValueError):
         pass  # recover=True reads past most faults; at the others what was found so far stands
-    return pages, children
+    return Sitemap(list(pages), list(children), lastmod)
+
+
+def _changed(element: etree._Element) -> float | None:
+    """Read a W3C date (`2026-11-24`, `2026-11-24T10:00Z`, `2026-11`) as Unix time; None for what is none."""
+    for child in element:
+        if isinstance(child.tag, str) and etree.QName(child).localname in ("lastmod", "updated"):
+            text = (child.text or "").strip()[:40]
+            try:
+                time = datetime.fromisoformat(f"{text}-01" if re.fullmatch(r"\d{4}-\d\d", text) else text)
+                return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+            except (ValueError, OverflowError):
+                return None
+    return None
 
 
 def _location(element: etree._Element, url: str) -> str | None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -39,8 +39,19 @@ class Config:
     """An embedded site that needs no network: `pydoc`, the Python standard library's documentation, at http://pydoc.invalid/."""
     scope: Literal["host", "domain", "prefix"] = "host"
     """How far links are followed: on the seeds' hosts, on their registered domains (all of example.co.uk), or below their folders."""
+    include: list[str] = field(default_factory=list)
+    """Regular expressions: beside the scope, a URL must match one of them somewhere. Seeds are fetched whatever they are."""
+    exclude: list[str] = field(default_factory=list)
+    """Regular expressions: what matches one of them is not followed."""
+    shard: str | None = None
+    """i/n, such as 0/4: crawl only the hosts whose hash falls to the i-th of n crawls, counted from 0, each with an output of its own."""
     max_pages: int | None = cosmetic(None)
     """Stop after so many pages of a visit round. Raise it to go on."""
+    max_pages_per_host: int | None = cosmetic(None)
+    """Take no more pages of one host in a visit round."""
+    max_per_template: int | None = 10_000
+    """Follow links to so many URLs of a host that differ in numbers and query values alone; what sitemaps list is not counted.
+    Whatever this is, 20 pages of one text close such a family of URLs."""
     max_depth: int | None = None
     """Follow so many links from a seed; 0: the seeds alone. What a sitemap lists counts as one link away."""
     delay_s: float = cosmetic(1.0)
@@ -60,7 +71,7 @@ class Config:
     metadata: bool = False
     """Look for author and date too, which doubles the time of extraction."""
     sitemaps: bool = True
-    """Take up the sitemaps that robots.txt names."""
+    """Take up the sitemaps that robots.txt names (where it names none, /sitemap.xml of the seeds' sites) and the feeds of the seeds' pages."""
     max_bytes: int = 5 << 20
     """Pages longer than this, inflated, are dropped."""
     timeout_s: float = cosmetic(60.0)
@@ -80,8 +91,12 @@ class Config:
 
     def __post_init__(self) -> None:
         from llmpipe.crawl.guard import Guard
+        from llmpipe.crawl.urls import Shard, any_of
 
         Guard(allow_private=self.allow_private, resolve=self.resolve)  # ValueError for an address that is none
+        any_of([*self.include, *self.exclude])
+        if self.shard is not None:
+            Shard.parse(self.shard)
         for name in ("num_threads", "max_tries", "max_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
@@ -91,8 +106,8 @@ class Config:
         for name in ("timeout_s", "extract_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: must be positive, got {getattr(self, name):g}")
-        if (self.max_pages is not None and self.max_pages < 1) or (self.max_depth is not None and self.max_depth < 0):
-            raise ValueError("max_pages must be at least 1 and max_depth at least 0; null lifts them")
+        if any(n is not None and n < 1 for n in (self.max_pages, self.max_pages_per_host, self.max_per_template)) or (self.max_depth is not None and self.max_depth < 0):
+            raise ValueError("max_pages, max_pages_per_host and max_per_template must be at least 1 and max_depth at least 0; null lifts them")
         if not self.user_agent.isprintable() or not self.user_agent.isascii() or not self.user_agent[:1].isalpha():
             raise ValueError(f"user_agent: {self.user_agent!r} must be printable ASCII and begin with a name")
 
@@ -109,11 +124,12 @@ def run(config: Config, work: Work) -> Counts:
 
             site = stack.enter_context(serve_pydoc())
             seeds, resolve = [*seeds, *site.seeds], {**resolve, **site.resolve}
+        seeds = _of_shard(seeds, config)
         guard = Guard(allow_private=config.allow_private, resolve=resolve)
         path = frontier_path(work.output)
-        if not seeds and not path.exists():
+        if not seeds and not path.exists() and config.shard is None:
             raise UsageError("no seeds: there is nowhere to start", hint="llmpipe crawl https://example.org/ --output DIR, or seeds: [...] in the config")
-        if not path.exists():
+        if seeds and not path.exists():
             _probe(seeds, guard)
         frontier = stack.enter_context(closing(Frontier(path)))
         frontier.generation = work.generation
@@ -135,7 +151,7 @@ def due(config: Config, work: Work) -> bool:
     from llmpipe.crawl.frontier import Frontier
 
     path = frontier_path(work.output)
-    seeds = parse_seeds([*work.seeds, *config.seeds])
+    seeds = _of_shard(parse_seeds([*work.seeds, *config.seeds]), config)
     if not path.exists():
         return bool(seeds or config.site) and config.refresh == "all"
     with closing(Frontier(path)) as frontier:
@@ -161,6 +177,16 @@ def plan(config: Config, work: Work) -> dict[str, Any]:
 
 def frontier_path(output: Path) -> Path:
     return output / "state" / "frontier.db"
+
+
+def _of_shard(seeds: list[str], config: Config) -> list[str]:
+    """Leave out seeds on hosts that another shard crawls."""
+    from llmpipe.crawl.urls import Shard, host_name
+
+    if config.shard is None:
+        return seeds
+    shard = Shard.parse(config.shard)
+    return [seed for seed in seeds if shard.holds(host_name(seed))]
 
 
 def parse_seeds(texts: Sequence[str]) -> list[str]:
@@ -258,8 +284,7 @@ def _begin_round(frontier: Frontier, config: Config, new_seeds: Sequence[str]) -
             frontier.start_revisit(time.time(), everything=config.refresh == "all")
     frontier.set("complete", 0)
     frontier.add_urls([NewUrl(s, 0, "seed") for s in new_seeds], round_number=number)
-    for seed in new_seeds:
-        frontier.add_root(seed)
+    frontier.add_roots(new_seeds)
     frontier.commit()
     return number
 
@@ -271,7 +296,7 @@ def _crawl(config: Config, work: Work, frontier: Frontier, guard: Guard, number:
     from llmpipe.crawl.pages import Archive
     from llmpipe.crawl.scheduler import Progress, Scheduler, Settings
     from llmpipe.crawl.threads import FetchThreads
-    from llmpipe.crawl.urls import Scope
+    from llmpipe.crawl.urls import Scope, Shard
 
     with ExitStack() as stack:
         extractors = stack.enter_context(ExtractPool(work.workers, timeout_s=config.extract_timeout_s, metadata=config.metadata))
@@ -287,6 +312,9 @@ def _crawl(config: Config, work: Work, frontier: Frontier, guard: Guard, number:
                 retry_s=config.retry_s,
                 max_pages=config.max_pages,
                 max_depth=config.max_depth,
+                max_pages_per_host=config.max_pages_per_host,
+                max_per_template=config.max_per_template,
+                shard=Shard.parse(config.shard) if config.shard else None,
                 sitemaps=config.sitemaps,
                 revisit_s=config.revisit_h * 3600,
                 max_wait_s=config.max_wait_s,
@@ -296,13 +324,13 @@ def _crawl(config: Config, work: Work, frontier: Frontier, guard: Guard, number:
             fetchers=fetchers,
             extractors=extractors,
             robots=RobotsBook(frontier, agent=config.user_agent, max_tries=config.max_tries, retry_s=config.retry_s, max_wait_s=config.max_wait_s),
-            scope=Scope.of(config.scope, frontier.roots()),
+            scope=Scope.of(config.scope, frontier.roots(), include=config.include, exclude=config.exclude),
             archive=archive,
             output=work.output,
         )
 
         def report(p: Progress) -> None:
-            work.progress.update(p.pages, config.max_pages, queue=p.queue, hosts=p.hosts, errors=p.errors, pages_per_s=p.rate)
+            work.progress.update(p.pages, config.max_pages, queue=p.queue, hosts=p.hosts, pages_per_s=p.rate, errors=", ".join(f"{n} {rule}" for rule, n in sorted(p.errors.items())) or 0)
 
         scheduler.run(report)
     return scheduler

@@ -67,7 +67,7 @@ class FetchThreads:
             fetched = self.fetcher.fetch(target)
             if fetched.kind == "sitemap" and fetched.rule is None:
                 found = sitemap.parse(fetched.body, fetched.url)
-                fetched.sitemap_urls, fetched.sitemap_children, fetched.body = found.urls, found.children, b""
+                fetched.sitemap, fetched.body = found, b""
             self._done.append((ticket, fetched))
             with suppress(OSError):  # full: it is readable already; closed: nobody listens any more
                 self._waker.send(b"\0")

@@ -9,9 +9,11 @@ The fetched URL stays as the site wrote it, in ASCII; only the key is normalised
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import re
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import pairwise
@@ -24,6 +26,8 @@ MAX_URL_CHARS = 2_000
 MAX_PATH_SEGMENTS = 20
 MAX_SEGMENT_RUN = 2
 MAX_SEGMENT_REPEATS = 3
+FIRST_YEAR, YEARS_AHEAD = 1000, 2
+"""Dates in URLs outside these are pages that a calendar makes up as it is asked."""
 
 ScopeKind = Literal["host", "domain", "prefix"]
 _PORTS = {"http": 80, "https": 443}
@@ -33,6 +37,11 @@ _SESSION_KEY = re.compile(r"(jsessionid|phpsessid|aspsessionid\w*|sid)", re.I)
 _SESSION_VALUE = re.compile(r"[0-9a-z.!_-]{16,}", re.I)
 _SESSION_PATH = re.compile(r";(jsessionid|phpsessid)=[^/?#;]*", re.I)
 _ESCAPE = re.compile(r"%([0-9a-fA-F]{2})")
+_VARIABLE = re.compile(r"[0-9a-f]{16,}|\d+", re.I)
+_DATED_PATH = re.compile(r"/(\d{4})[/-](0?[1-9]|1[0-2])(?=[/.-]|$)")
+_DATE_KEY = re.compile(r"(?:.*[_.\-\[]|\w*)?(year|month|date)\]?", re.I)
+_DATE_WORD = re.compile(r"year|month|date", re.I)
+_GROWING = re.compile(r"%25(?:25){2,}|(?:amp(?:;|%3B)){3,}", re.I)
 _CONTROL = dict.fromkeys([*range(0x20), 0x7F])
 _PATH_SAFE = b"%/:@!$&'()*+,;=-._~[]|^"
 _QUERY_SAFE = _PATH_SAFE + b"?{}`\\"
@@ -178,10 +187,14 @@ class Scope:
 
     kind: ScopeKind
     roots: set[str] = field(default_factory=set)
+    include: re.Pattern[str] | None = None
+    """What a URL must hold, beside that."""
+    exclude: re.Pattern[str] | None = None
 
     @classmethod
-    def of(cls, kind: ScopeKind, urls: Iterable[str]) -> Scope:
-        scope = cls(kind)
+    def of(cls, kind: ScopeKind, urls: Iterable[str], *, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Scope:
+        """Build a scope; `re.error` for a pattern that is none."""
+        scope = cls(kind, include=any_of(include), exclude=any_of(exclude))
         for url in urls:
             scope.add(url)
         return scope
@@ -196,6 +209,8 @@ class Scope:
         return parts.netloc if self.kind == "host" else parts.netloc + parts.path[: parts.path.rfind("/") + 1]
 
     def allows(self, url: str) -> bool:
+        if (self.include and not self.include.search(url)) or (self.exclude and self.exclude.search(url)):
+            return False
         parts = urlsplit(url)
         if self.kind == "host":
             return parts.netloc in self.roots
@@ -205,11 +220,59 @@ class Scope:
         return any(place.startswith(root) for root in self.roots)
 
 
+def any_of(patterns: Sequence[str]) -> re.Pattern[str] | None:
+    """Join regular expressions; each is checked alone, so that an error names it."""
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is not a regular expression ({error})") from None
+    return re.compile("|".join(f"(?:{p})" for p in patterns)) if patterns else None
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One of `count` crawls that share the hosts of the world among them by a hash of the host's name."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read `0/4`; a ValueError says what is wrong."""
+        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+        if match is None or int(match[1]) >= int(match[2]):
+            raise ValueError(f"shard: {text!r} is not i/n with i from 0 to n - 1, such as 0/4, 1/4, 2/4, 3/4")
+        return cls(int(match[1]), int(match[2]))
+
+    def holds(self, host: str) -> bool:
+        return self.of(host) == self.index
+
+    def of(self, host: str) -> int:
+        return int.from_bytes(hashlib.blake2b(host.encode(), digest_size=8).digest()) % self.count
+
+
+def template(url: str) -> str | None:
+    """Reduce a URL to what it shares with its like: numbers become 0, the values of its query go. None: nothing to reduce."""
+    parts = urlsplit(url)
+    path = _VARIABLE.sub("0", parts.path)
+    if path == parts.path and not parts.query and "0" not in path:
+        return None
+    names = "&".join(dict.fromkeys(_VARIABLE.sub("0", item.partition("=")[0]) for item in parts.query.split("&"))) if parts.query else ""
+    return f"{parts.netloc}{path}?{names}"
+
+
 def trap(url: str) -> tuple[str, str, int] | None:
-    """Return (rule, value, limit) when a URL looks endless: too long, too deep, or going round in circles."""
+    """Return (rule, value, limit) when a URL looks endless: too long, too deep, growing, in circles, or a calendar's far end."""
     if len(url) > MAX_URL_CHARS:
         return "url_too_long", str(len(url)), MAX_URL_CHARS
-    segments = [s for s in urlsplit(url).path.split("/") if s]
+    if "%25" in url or "amp" in url:
+        if (found := _GROWING.search(url)) is not None:
+            return "escapes_grow", found[0], 2
+    parts = urlsplit(url)
+    if (date := _impossible_date(parts.path, parts.query)) is not None:
+        return "calendar", date, _last_year()
+    segments = [s for s in parts.path.split("/") if s]
     if len(segments) > MAX_PATH_SEGMENTS:
         return "path_too_deep", str(len(segments)), MAX_PATH_SEGMENTS
     if len(segments) <= MAX_SEGMENT_RUN:
@@ -223,6 +286,32 @@ def trap(url: str) -> tuple[str, str, int] | None:
         for segment in set(segments):
             if segments.count(segment) > MAX_SEGMENT_REPEATS:
                 return "path_repeats", segment, MAX_SEGMENT_REPEATS
+    return None
+
+
+def _last_year() -> int:
+    return time.gmtime().tm_year + YEARS_AHEAD
+
+
+def _impossible_date(path: str, query: str) -> str | None:
+    """Find a year that no archive reaches, or a thirteenth month, in the path or the query."""
+    for match in _DATED_PATH.finditer(path):
+        if not FIRST_YEAR <= int(match[1]) <= _last_year():
+            return match[0]
+    for item in query.split("&") if _DATE_WORD.search(query) else ():
+        name, _, value = item.partition("=")
+        match = _DATE_KEY.fullmatch(name)
+        number = re.match(r"\d{1,12}", value) if match else None
+        if match is None or number is None:
+            continue
+        if match[1].lower() == "month" and len(number[0]) <= 3:
+            fine = int(number[0]) <= 12
+        elif match[1].lower() == "year" or re.match(r"\d{4}(-|/|%2F|\d{2}(\d{2})?$|$)", value):
+            fine = FIRST_YEAR <= int(number[0][:4]) <= _last_year() if len(number[0]) in (4, 6, 8) else len(number[0]) <= 2
+        else:
+            fine = True  # seconds since 1970, say
+        if not fine:
+            return item
     return None
 
 

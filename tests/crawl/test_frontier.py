@@ -14,7 +14,7 @@ ROW = {"url": "http://a.example/", "text": "河 river", "fetched_at": 1_700_000_
 
 
 def add(frontier: Frontier, *paths: str, depth: int = 1, host: str = "a.example") -> list[int]:
-    return [i for i, _ in frontier.add_urls([NewUrl(f"http://{host}{p}", depth, "link") for p in paths], round_number=1)]
+    return [i for i, *_ in frontier.add_urls([NewUrl(f"http://{host}{p}", depth, "link") for p in paths], round_number=1)]
 
 
 def test_a_url_is_taken_up_once_whatever_its_spelling(tmp_path: Path) -> None:
