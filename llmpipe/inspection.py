@@ -70,6 +70,8 @@ def _what(manifest: Manifest | None) -> str:
 def describe_output(path: Path) -> dict[str, Any]:
     """Say what an output is: recipe, counts, shards, and for documents a sample and the languages."""
     manifest = find_manifest(path) if path.is_dir() else None
+    if manifest is None and (path / "state" / "frontier.db").is_file() and (journal := read_journal(path)):
+        return {"output": str(path), "stage": "crawl", "state": "unfinished", **_describe_frontier(path, journal[0]["recipe"])}
     if manifest is None:
         listed = [name for name, _ in outputs_below(path)]
         raise InputError(f"{path} is not one output", hint=f"it holds {', '.join(listed)}: name one of them")
@@ -87,7 +89,15 @@ def describe_output(path: Path) -> dict[str, Any]:
     }
     if manifest.kind == "docs":
         described.update(_describe_docs(path))
+    if manifest.stage == "crawl" and (path / "state" / "frontier.db").is_file():
+        described.update(_describe_frontier(path, manifest.recipe))
     return described
+
+
+def _describe_frontier(path: Path, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    from llmpipe.crawl.overview import describe_frontier
+
+    return describe_frontier(path / "state" / "frontier.db", agent=recipe["config"]["user_agent"])
 
 
 def _describe_docs(path: Path) -> dict[str, Any]:

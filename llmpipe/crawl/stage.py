@@ -9,7 +9,6 @@ from which a killed run goes on. Start reading at `run`; the loop is `scheduler.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from llmpipe.crawl.guard import Guard
     from llmpipe.crawl.scheduler import Scheduler
 
+PLAN_TIMEOUT_S = 15.0
 MAX_PROBED_HOSTS = 20
 """Seeds whose names are looked up before anything else, so that a typing error is told at once."""
 
@@ -159,19 +159,20 @@ def due(config: Config, work: Work) -> bool:
 
 
 def plan(config: Config, work: Work) -> dict[str, Any]:
-    """What `--dry-run` adds: where the crawl would start, and what the frontier holds."""
-    seeds = [*parse_seeds([*work.seeds, *config.seeds]), *(["http://pydoc.invalid/"] if config.site else [])]
-    found: dict[str, Any] = {"seeds": seeds, "scope": config.scope, "refresh": config.refresh}
-    path = frontier_path(work.output)
-    if path.exists():
-        quiet = "mode=ro" if path.with_name(path.name + "-wal").exists() else "immutable=1"  # never leaves a file behind
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?{quiet}", uri=True)) as db:
-            found["frontier"] = {
-                "hosts": db.execute("SELECT count(*) FROM hosts").fetchone()[0],
-                "urls": db.execute("SELECT count(*) FROM urls").fetchone()[0],
-                "pages": db.execute("SELECT count(*) FROM urls WHERE page = 1").fetchone()[0],
-                "queue": db.execute("SELECT count(*) FROM urls WHERE state < 2").fetchone()[0],
-            }
+    """What `--dry-run` adds: what the seeds' robots.txt allow, their sitemaps, and what the frontier holds."""
+    from llmpipe.crawl.fetch import Fetcher
+    from llmpipe.crawl.guard import Guard
+    from llmpipe.crawl.overview import ask_robots, describe_frontier
+
+    seeds = parse_seeds([*work.seeds, *config.seeds])
+    guard = Guard(allow_private=config.allow_private, resolve=config.resolve)
+    fetcher = Fetcher(guard, user_agent=config.user_agent, max_bytes=config.max_bytes, timeout_s=min(config.timeout_s, PLAN_TIMEOUT_S))
+    found: dict[str, Any] = {"scope": config.scope, "refresh": config.refresh, "max_pages": config.max_pages, "max_depth": config.max_depth}
+    found["seeds"] = ask_robots(_of_shard(seeds, config), fetcher, agent=config.user_agent)
+    if config.site:
+        found["site"] = config.site
+    if (path := frontier_path(work.output)).exists():
+        found.update(describe_frontier(path, agent=config.user_agent))
     return found
 
 
