@@ -88,7 +88,7 @@ def extract(body: bytes | str, url: str, content_type: str | None = None, *, met
     tree = html_tree.parse(body)
     if tree is None:
         text = html_tree.strip_tags(body)
-        return replace(page, text=text, extractor="fallback" if text else "none")
+        return replace(page, text=text, meta_robots=html_tree.scan_meta_robots(body), extractor="fallback" if text else "none")
     top = html_tree.head(tree, url)
     page = replace(
         page,

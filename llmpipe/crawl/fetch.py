@@ -34,8 +34,11 @@ from llmpipe.crawl.robots import MAX_BYTES as MAX_ROBOTS_BYTES
 from llmpipe.crawl.sitemap import Sitemap
 from llmpipe.crawl.urls import canonical, host_name, resolve
 
-Kind = Literal["page", "robots", "sitemap"]
+Kind = Literal["page", "robots", "sitemap", "policy"]
 MAX_SITEMAP_BYTES = 50 << 20
+MAX_POLICY_BYTES = 256 << 10
+POLICY_TIMEOUT_S = 10.0
+"""Of ai.txt and tdmrep.json, which the pages of a host wait for."""
 MAX_HOPS = 5
 MAX_IDLE_HOSTS = 256
 CHUNK_BYTES = 1 << 16
@@ -48,6 +51,7 @@ _ACCEPT = {
     "page": "text/html,application/xhtml+xml,text/plain;q=0.8,*/*;q=0.1",
     "robots": "text/plain,*/*;q=0.1",
     "sitemap": "application/xml,text/xml,text/plain;q=0.8,*/*;q=0.1",
+    "policy": "text/plain,application/json,*/*;q=0.1",
 }
 _NOT_PROSE = frozenset("text/css text/javascript text/ecmascript text/csv text/tab-separated-values text/calendar text/vcard text/x-vcard text/cache-manifest text/event-stream".split())
 _XML = frozenset({"text/xml", "application/xml"})
@@ -174,9 +178,9 @@ class Fetcher:
         self._accept = "gzip, deflate"
 
     def fetch(self, target: Target) -> Fetched:
-        """Fetch `target`, at most MAX_HOPS redirects of the same identity (or of robots.txt) included. Never raises."""
+        """Fetch `target`, at most MAX_HOPS redirects of the same identity (or of robots.txt and its like) included. Never raises."""
         began, wall = time.monotonic(), time.time()
-        deadline = began + self.timeout_s
+        deadline = began + (min(self.timeout_s, POLICY_TIMEOUT_S) if target.kind == "policy" else self.timeout_s)
         url = target.url
         for hop in range(MAX_HOPS + 1):
             fetched = self._lend(url, target, deadline)
@@ -185,7 +189,7 @@ class Fetcher:
             fetched.seconds, fetched.at = time.monotonic() - began, wall
             if fetched.location is None:
                 return fetched
-            if target.kind != "robots" and (canonical(fetched.location) != canonical(url) or fetched.location == url):
+            if target.kind not in ("robots", "policy") and (canonical(fetched.location) != canonical(url) or fetched.location == url):
                 break
             if hop < MAX_HOPS:
                 url = fetched.location
@@ -254,7 +258,7 @@ class Fetcher:
         if status != 200:
             fetched.rule, fetched.value, fetched.retry = f"http_{status}", response.reason or "", status in TRANSIENT
             return
-        limit = {"page": self.max_bytes, "robots": MAX_ROBOTS_BYTES + 1, "sitemap": MAX_SITEMAP_BYTES}[fetched.kind]
+        limit = {"page": self.max_bytes, "robots": MAX_ROBOTS_BYTES + 1, "sitemap": MAX_SITEMAP_BYTES, "policy": MAX_POLICY_BYTES}[fetched.kind]
         encoding = headers.get("Content-Encoding", "").lower().replace(" ", "")
         if not set(encoding.split(",")) <= {"", "identity", "gzip", "x-gzip", "deflate"}:
             fetched.rule, fetched.value = "content_encoding", encoding

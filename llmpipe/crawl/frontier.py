@@ -58,6 +58,9 @@ CREATE INDEX spool_seal ON spool(seal) WHERE seal IS NOT NULL;
 CREATE TABLE files(name TEXT PRIMARY KEY, generation INTEGER NOT NULL, seal INTEGER NOT NULL, rows INTEGER NOT NULL, bytes INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE counts(generation INTEGER, name TEXT, n INTEGER NOT NULL, PRIMARY KEY(generation, name)) WITHOUT ROWID;
 """
+_POLICIES = """CREATE TABLE IF NOT EXISTS policies(origin TEXT NOT NULL, kind TEXT NOT NULL, status INTEGER NOT NULL, body BLOB, fetched_at REAL NOT NULL,
+  etag TEXT, last_modified TEXT, PRIMARY KEY(origin, kind)) WITHOUT ROWID"""
+"""ai.txt and tdmrep.json of each origin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +169,7 @@ class Frontier:
             self.db.execute("COMMIT")
         elif version != SCHEMA_VERSION:
             raise InputError(f"{self.path}: frontier of version {version}, this llmpipe reads {SCHEMA_VERSION}", hint="crawl anew with --force")
+        self.db.execute(_POLICIES)
 
     # --- transactions -------------------------------------------------------------------------------------------
 
@@ -231,6 +235,15 @@ class Frontier:
     def save_robots(self, origin: str, record: RobotsRecord) -> None:
         values = (origin, record.status, record.body, record.fetched_at, record.tries, record.etag, record.last_modified)
         self._write("INSERT OR REPLACE INTO robots VALUES(?, ?, ?, ?, ?, ?, ?)", values)
+
+    def policy(self, origin: str, kind: str) -> RobotsRecord | None:
+        """What an origin's ai.txt or tdmrep.json was."""
+        row = self.db.execute("SELECT status, body, fetched_at, etag, last_modified FROM policies WHERE origin = ? AND kind = ?", (origin, kind)).fetchone()
+        return RobotsRecord(row[0], row[1] or b"", row[2], etag=row[3], last_modified=row[4]) if row else None
+
+    def save_policy(self, origin: str, kind: str, record: RobotsRecord) -> None:
+        values = (origin, kind, record.status, record.body, record.fetched_at, record.etag, record.last_modified)
+        self._write("INSERT OR REPLACE INTO policies VALUES(?, ?, ?, ?, ?, ?, ?)", values)
 
     # --- URLs ----------------------------------------------------------------------------------------------------
 
@@ -451,8 +464,9 @@ class Frontier:
         return self.db.execute(f"SELECT count(*) FROM urls WHERE {_due(everything)}", {"now": now}).fetchone()[0]
 
     def forget_unreachable(self) -> None:
-        """Try again, in a new round, every robots.txt that could not be read in the last."""
+        """Try again, in a new round, every robots.txt, ai.txt and tdmrep.json that could not be read in the last."""
         self._write("DELETE FROM robots WHERE status = 0")
+        self._write("DELETE FROM policies WHERE status = 0")
 
     def start_revisit(self, now: float, *, everything: bool) -> int:
         return self._write(f"UPDATE urls SET state = 0 WHERE {_due(everything)}", {"now": now}).rowcount

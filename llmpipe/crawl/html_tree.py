@@ -9,7 +9,7 @@ Takes any string, however broken; nothing here raises for what a page holds.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from html import unescape
 
@@ -22,6 +22,10 @@ _UNSEEN = re.compile(r"<!--.*?-->|<(script|style|template)\b.*?</\1\s*>", re.S |
 _TAG = re.compile(r"</?[A-Za-z!][^<>]*>")
 _SPACE = re.compile(r"\s+")
 _ROBOTS_NAME = re.compile(r"robots|.*bot.*|.*crawler.*|.*extended|tdm-(reservation|policy)", re.I)
+_AGENT_NAME = re.compile(r"[a-z][a-z0-9_-]*")
+_REFUSALS = {"noindex", "nofollow", "none", "noai", "noimageai"}
+_META = re.compile(r"<meta\s([^<>]*)>", re.I)
+_ATTRIBUTE = re.compile(r"""([a-z-]+)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""", re.I)
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*$")
 _SKIPPED = {"script", "style", "noscript", "template", "svg", "math", "head", "iframe", "object", "select", "button"}
 _BLOCKS = set(
@@ -106,13 +110,24 @@ def _base(tree: html.HtmlElement, url: str) -> str:
 
 
 def meta_robots(tree: html.HtmlElement) -> list[tuple[str, tuple[str, ...]]]:
-    """List `(agent, directives)` in lower case: meta robots, those for one crawler, and tdm-reservation."""
+    """List `(agent, directives)` in lower case: meta robots, those for one crawler (by a name like one, or by what they say), and tdm-reservation."""
+    return _robots_of((element.get("name"), element.get("content")) for element in tree.iter("meta"))
+
+
+def scan_meta_robots(text: str) -> list[tuple[str, tuple[str, ...]]]:
+    """Do as `meta_robots` for a page that cannot be parsed: what it asks for still counts."""
+    found = ({m[1].lower(): m[2] or m[3] or m[4] or "" for m in _ATTRIBUTE.finditer(meta[1])} for meta in _META.finditer(_UNSEEN.sub(" ", text)))
+    return _robots_of((unescape(meta.get("name", "")), unescape(meta.get("content", ""))) for meta in found)
+
+
+def _robots_of(metas: Iterable[tuple[str | None, str | None]]) -> list[tuple[str, tuple[str, ...]]]:
     found = []
-    for element in tree.iter("meta"):
-        name = (element.get("name") or "").strip().lower()
-        if name and len(name) < 100 and _ROBOTS_NAME.fullmatch(name):
-            directives = tuple(d.strip().lower() for d in (element.get("content") or "").split(",") if d.strip())
-            found.append((name, directives))
+    for raw, content in metas:
+        name = (raw or "").strip().lower()
+        if name and len(name) < 100:
+            directives = tuple(d.strip().lower() for d in (content or "").split(",") if d.strip())
+            if _ROBOTS_NAME.fullmatch(name) or (_REFUSALS.intersection(directives) and _AGENT_NAME.fullmatch(name)):
+                found.append((name, directives))
     return found
 
 

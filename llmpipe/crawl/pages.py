@@ -15,13 +15,14 @@ from typing import Any
 from llmpipe.crawl.extract import Extracted
 from llmpipe.crawl.fetch import Fetched, media_type
 from llmpipe.crawl.frontier import Entry, Frontier
+from llmpipe.crawl.optout import NOTHING, Verdict
 from llmpipe.crawl.warc import WarcWriter, truncate
 
 MAX_WARC_BYTES = 1 << 30
 
 
 def page_row(
-    entry: Entry, fetched: Fetched, page: Extracted, *, host: str, raw: str | None, directives: frozenset[str], text_hash: str
+    entry: Entry, fetched: Fetched, page: Extracted, *, host: str, raw: str | None, directives: frozenset[str], text_hash: str, about_ai: Verdict = NOTHING
 ) -> dict[str, Any]:
     """A row of the document schema; what has no column of its own goes into `meta`."""
     meta = {
@@ -35,6 +36,8 @@ def page_row(
         "redirects": entry.via,
         "canonical": page.canonical,
         "robots": ", ".join(sorted(directives)) or None,
+        "ai_optout": about_ai.word if about_ai.evidence else None,
+        "ai_optout_evidence": about_ai.value or None,
         "etag": fetched.header("etag"),
         "last_modified": fetched.header("last-modified"),
         "bytes": len(fetched.body),

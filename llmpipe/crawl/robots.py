@@ -11,6 +11,7 @@ Nothing here raises, whatever the bytes. Pure functions, no input or output.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from llmpipe.crawl.urls import decode_target, request_target
@@ -20,6 +21,8 @@ MAX_LINE_BYTES = 16_664
 """Longer lines are cut here, as Google does (8 times the longest URL)."""
 MAX_CRAWL_DELAY_S = 60.0
 MAX_SITEMAPS = 100
+MAX_STATEMENTS = 1_000
+MAX_LICENSES = 10
 
 _TOKEN = re.compile(r"[A-Za-z_-]+")
 _LINE = re.compile(rb"\r\n|\r|\n")
@@ -38,6 +41,9 @@ _KEYS = {
     "crawldelay": "delay",
     "sitemap": "sitemap",
     "site-map": "sitemap",
+    "content-signal": "Content-Signal",
+    "content-usage": "Content-Usage",
+    "license": "license",
 }
 """The spellings that webmasters use and Google reads."""
 
@@ -50,7 +56,7 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rule:
+class Rule:
     allow: bool
     line: str
     length: int
@@ -91,15 +97,14 @@ def _matches(parts: tuple[str, ...], anchored: bool, target: str) -> bool:
 class Rules:
     """What applies to one agent: the rules of all groups that name it, or of those for `*`."""
 
-    rules: tuple[_Rule, ...]
+    rules: tuple[Rule, ...]
     """Longest first, Allow before Disallow at the same length: the first match decides."""
     crawl_delay_s: float | None = None
 
     def verdict(self, url: str) -> Verdict:
-        target = _upper_escapes(request_target(url))
+        target, decoded = targets(url)
         if target == "/robots.txt":
             return Verdict(True)
-        decoded = decode_target(target) if "%" in target else target
         for rule in self.rules:
             if rule.matches(target, decoded):
                 return Verdict(rule.allow, rule.line)
@@ -109,11 +114,23 @@ class Rules:
 ALLOW_ALL = Rules(())
 
 
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A line about the use of pages, not about fetching them: Content-Signal (Cloudflare) or Content-Usage (IETF AIPREF)."""
+
+    key: str
+    rule: Rule
+    """The paths that it speaks of; all where it names none."""
+    value: str
+    line: str
+
+
 @dataclass(slots=True)
 class _Group:
     agents: list[str] = field(default_factory=list)
     """Product tokens in lower case, or `*`."""
-    rules: list[_Rule] = field(default_factory=list)
+    rules: list[Rule] = field(default_factory=list)
+    statements: list[Statement] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -122,6 +139,18 @@ class Robots:
     delays: dict[str, float] = field(default_factory=dict)
     """Seconds by agent. Kept apart from groups: a group of Crawl-delay alone must not lend its agents the next group's rules."""
     sitemaps: list[str] = field(default_factory=list)
+    statements: list[Statement] = field(default_factory=list)
+    """Those that stand before every group, and so speak to everybody."""
+    licenses: list[str] = field(default_factory=list)
+    """What the `License` lines of RSL point to."""
+
+    def agents(self) -> set[str]:
+        """Return the tokens that groups name."""
+        return {agent for g in self.groups for agent in g.agents}
+
+    def statements_for(self, agent: str) -> list[Statement]:
+        """Return the lines about use in the groups that name `agent`, in lower case or `*`; for `*` those before all groups too."""
+        return [*(self.statements if agent == "*" else ()), *(s for g in self.groups if agent in g.agents for s in g.statements)]
 
     def rules(self, agent: str, *, wildcard: bool = True) -> Rules | None:
         """Return what applies to `agent`; without `wildcard` only groups that name it count, and None says there is none."""
@@ -150,7 +179,7 @@ def parse(body: bytes) -> Robots:
         if body.startswith(mark):
             body = body[len(mark) :]
             break
-    robots, group, in_rules = Robots(), _Group(), False
+    robots, group, in_rules, num_statements = Robots(), _Group(), False, 0
     for raw in _LINE.split(body):
         key, value = _key_value(raw[:MAX_LINE_BYTES])
         if key == "agent":
@@ -168,6 +197,12 @@ def parse(body: bytes) -> Robots:
                 robots.delays.setdefault(agent, seconds)
         elif key == "sitemap" and value and len(robots.sitemaps) < MAX_SITEMAPS:
             robots.sitemaps.append(value)
+        elif key in ("Content-Signal", "Content-Usage") and value and num_statements < MAX_STATEMENTS:
+            # ends no group: to a reader of the RFC it is an unknown line, and Disallow must mean the same to both
+            num_statements += 1
+            (group if group.agents else robots).statements.append(_statement(key, value))
+        elif key == "license" and value and len(robots.licenses) < MAX_LICENSES:
+            robots.licenses.append(printable(value))
     return robots
 
 
@@ -192,7 +227,28 @@ def _agent(value: str) -> str:
     return match[0].lower() if match else ""
 
 
-def _rules(allow: bool, value: str) -> list[_Rule]:
+def _statement(key: str, value: str) -> Statement:
+    path, *rest = value.split(None, 1) if value.startswith("/") else ("/", value)
+    return Statement(key, compile_rule(path), rest[0] if rest else "", f"{key}: {printable(value)}")
+
+
+def targets(url: str) -> tuple[str, str]:
+    """Return what patterns are matched against: path and query as written, and with the escapes of unreserved characters undone."""
+    target = _upper_escapes(request_target(url))
+    return target, decode_target(target) if "%" in target else target
+
+
+def compile_rule(pattern: str, *, allow: bool = False) -> Rule:
+    """Compile a path pattern of robots.txt, with `*` and `$`, that stands elsewhere."""
+    return _rule(allow, _upper_escapes(_escape(pattern)), pattern)
+
+
+def printable(text: str) -> str:
+    """Make text of a file or header fit for a report: bytes that are no UTF-8 become `?`."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _rules(allow: bool, value: str) -> list[Rule]:
     """Compile a path pattern. An allowed `/dir/index.html` also allows `/dir/`, as Google has it."""
     pattern = _upper_escapes(_escape(value))
     rules = [_rule(allow, pattern, value)]
@@ -201,12 +257,12 @@ def _rules(allow: bool, value: str) -> list[_Rule]:
     return rules
 
 
-def _rule(allow: bool, pattern: str, value: str) -> _Rule:
+def _rule(allow: bool, pattern: str, value: str) -> Rule:
     anchored = pattern.endswith("$")
     body = pattern[:-1] if anchored else pattern
     parts = tuple(re.sub(r"\*+", "*", body).split("*"))
-    line = f"{'Allow' if allow else 'Disallow'}: {value.encode('utf-8', 'replace').decode('utf-8')}"
-    return _Rule(allow, line, len(pattern), parts, anchored, tuple(decode_target(p) for p in parts))
+    line = f"{'Allow' if allow else 'Disallow'}: {printable(value)}"
+    return Rule(allow, line, len(pattern), parts, anchored, tuple(decode_target(p) for p in parts))
 
 
 def _escape(text: str) -> str:
@@ -231,20 +287,24 @@ def _seconds(value: str) -> float | None:
 _WITH_VALUE = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 
 
-def page_directives(headers: list[tuple[str, str]], meta: list[tuple[str, tuple[str, ...]]], agent: str) -> frozenset[str]:
-    """Collect what X-Robots-Tag headers and meta robots say to every agent or to `agent` by name: `noindex`, `nofollow`, …"""
-    token = product_token(agent)
-    found: set[str] = set()
+def tag_directives(headers: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str]]:
+    """Yield `(agent, directive)` of X-Robots-Tag headers, in lower case; agent is empty where they speak to everybody."""
     for name, value in headers:
         if name.lower() != "x-robots-tag":
             continue
-        to_us = True
+        agent = ""
         for part in value.lower().split(","):
             head, colon, rest = part.strip().partition(":")
             if colon and head.strip() not in _WITH_VALUE:
-                to_us, part = head.strip() == token, rest
-            if to_us:
-                found.add(part.strip())
+                agent, part = head.strip(), rest
+            if part.strip():
+                yield agent, part.strip()
+
+
+def page_directives(headers: list[tuple[str, str]], meta: list[tuple[str, tuple[str, ...]]], agent: str) -> frozenset[str]:
+    """Collect what X-Robots-Tag headers and meta robots say to every agent or to `agent` by name: `noindex`, `nofollow`, …"""
+    token = product_token(agent)
+    found = {directive for name, directive in tag_directives(headers) if name in ("", token)}
     for name, directives in meta:
         if name in ("robots", token):
             found.update(directives)

@@ -24,7 +24,9 @@ from llmpipe.crawl.extract import Extracted, ExtractPool
 from llmpipe.crawl.fetch import MAX_HOPS, Fetched, Target
 from llmpipe.crawl.frontier import MAX_INTERVAL_S, Entry, Frontier, NewUrl, url_key
 from llmpipe.crawl.manners import Barred, Host, RobotsBook, Wait
+from llmpipe.crawl.optout import NOTHING, Verdict
 from llmpipe.crawl.pages import Archive, page_row
+from llmpipe.crawl.policies import PolicyBook
 from llmpipe.crawl.robots import Rules, page_directives
 from llmpipe.crawl.threads import FetchThreads
 from llmpipe.crawl.urls import Scope, Shard, canonical, host_name, origin, registered_domain, resolve, template, trap
@@ -71,15 +73,18 @@ class Settings:
     max_wait_s: float
     """A host that asks for a longer pause is left for the next round."""
     round_number: int
+    honor_optouts: bool = True
+    """Leave out pages whose sites object to training AI on them; else they are kept, marked."""
 
 
 @dataclass(slots=True)
 class Ticket:
-    """A fetch in flight: of a URL, or of a host's robots.txt (`origin`)."""
+    """A fetch in flight: of a URL, or of an origin's robots.txt or `policy`."""
 
     host: Host
     entry: Entry | None = None
     origin: str = ""
+    policy: str = ""
     crawl_delay_s: float = 0.0
 
 
@@ -107,6 +112,8 @@ class Scheduler:
     scope: Scope
     archive: Archive
     output: Path
+    policies: PolicyBook | None = None
+    """What sites say of AI; None: not asked."""
     failures: list[tuple[str, str, str]] = field(default_factory=list)
     """The first few URLs that gave no page: (url, rule, value)."""
     level: int = ANY_DEPTH
@@ -267,9 +274,19 @@ class Scheduler:
                     return False
                 host.next_at = max(host.next_at, verdict.until)
                 return True
+            refusal, about_ai = _refusal(verdict, entry), NOTHING
+            if refusal is None and entry.kind == "page" and self.policies is not None:
+                if (kind := self.policies.missing(origin(entry.url), verdict, now)) is not None:
+                    if not host.active:
+                        self._start_policy(host, origin(entry.url), kind, verdict.crawl_delay_s or 0.0)
+                    return False  # its end queues the host again
+                about_ai = self.policies.of(entry.url, now).before(entry.url) if self.settings.honor_optouts else NOTHING
             host.queue.popleft()
-            if (refusal := _refusal(verdict, entry)) is not None:
-                self._drop(host, entry, *refusal, next_at=now + (HOUR_S if isinstance(verdict, Barred) else DAY_S))
+            if refusal is not None or about_ai.optout:
+                if refusal is not None:
+                    self._drop(host, entry, *refusal, next_at=now + (HOUR_S if isinstance(verdict, Barred) else DAY_S))
+                else:
+                    self._opt_out(host, entry, about_ai, now, wait_s=DAY_S)
                 if time.time() - now > COMMIT_S:  # thousands of refusals in a row must not starve the rest
                     return True
                 continue
@@ -301,13 +318,20 @@ class Scheduler:
         host.active += 1
         if entry.kind == "page":
             self._in_flight.add(entry.id)
-        validators = {"etag": entry.etag, "last_modified": entry.last_modified} if entry.page or entry.kind == "sitemap" else {}
+        conditional = entry.kind == "sitemap" or (entry.page and not self._reserved(entry))
+        validators = {"etag": entry.etag, "last_modified": entry.last_modified} if conditional else {}
         self.fetchers.submit(Ticket(host, entry, crawl_delay_s=crawl_delay_s), Target(url=entry.url, kind=entry.kind, **validators))
 
     def _start_robots(self, host: Host, site: str) -> None:
         host.active += 1
         host.robots_pending = True
         self.fetchers.submit(Ticket(host, origin=site), Target(url=f"{site}/robots.txt", kind="robots", **self.robots.validators(site)))
+
+    def _start_policy(self, host: Host, site: str, kind: str, crawl_delay_s: float) -> None:
+        assert self.policies is not None
+        host.active += 1
+        host.robots_pending = True
+        self.fetchers.submit(Ticket(host, origin=site, policy=kind, crawl_delay_s=crawl_delay_s), self.policies.target(site, kind))
 
     def _retire(self, host: Host) -> None:
         """Drop a host without work from memory; one with pages in flight stays, since they may lead to more."""
@@ -323,7 +347,10 @@ class Scheduler:
         host.observe(fetched, delay_s=self.settings.delay_s, crawl_delay_s=ticket.crawl_delay_s, now=now)
         self.frontier.count("requests")
         self.frontier.count("bytes", len(fetched.body))
-        if entry is None:
+        if ticket.policy and self.policies is not None:
+            host.robots_pending = False
+            self.policies.record(ticket.origin, ticket.policy, fetched, now)
+        elif entry is None:
             host.robots_pending = False
             sitemaps = self.robots.record(ticket.origin, fetched, now)
             if self.settings.sitemaps and self.settings.max_depth != 0:
@@ -337,6 +364,10 @@ class Scheduler:
             self._on_redirect(host, entry, fetched)
         elif self._try_later(host, entry, fetched):
             pass
+        elif fetched.status == 304 and self._objected_to(entry, fetched):
+            entry.etag = entry.last_modified = None  # only the whole page can tell: its own words override some others
+            self._in_flight.discard(entry.id)
+            host.queue.appendleft(entry)
         elif fetched.status == 304:
             self._unchanged(host, entry, fetched)
         elif fetched.rule is not None:
@@ -431,7 +462,7 @@ class Scheduler:
         self._finish(host, entry, next_at=fetched.at + interval, interval_s=interval, fetched_at=fetched.at, misses=0, **columns)
 
     def _on_page(self, host: Host, entry: Entry, fetched: Fetched) -> None:
-        if entry.page and entry.body_hash == _hash(fetched.body):
+        if entry.page and entry.body_hash == _hash(fetched.body) and not self._objected_to(entry, fetched):
             self._unchanged(host, entry, fetched)
             return
         self._extracting[str(entry.id)] = (host, entry, fetched)
@@ -444,7 +475,10 @@ class Scheduler:
             self._follow(entry, page)
         text_hash = content_hash(page.text)
         validators = {**_validators(fetched), "body_hash": _hash(fetched.body)}
-        if "noindex" in directives:
+        about_ai = self.policies.of(entry.url, fetched.at).verdict(entry.url, fetched.headers, page.meta_robots) if self.policies is not None else NOTHING
+        if about_ai.optout and self.settings.honor_optouts:
+            self._opt_out(host, entry, about_ai, fetched.at, wait_s=DEAD_END_S)
+        elif "noindex" in directives:
             if entry.page:
                 self._retract(entry, fetched.at)
             columns = {"page": 0, "misses": 0}
@@ -453,7 +487,8 @@ class Scheduler:
             self._unchanged(host, entry, fetched, **validators)
         else:
             place = self.archive.write(fetched)
-            self.frontier.spool("page", entry.id, page_row(entry, fetched, page, host=host.name, raw=place, directives=directives, text_hash=text_hash))
+            row = page_row(entry, fetched, page, host=host.name, raw=place, directives=directives, text_hash=text_hash, about_ai=about_ai)
+            self.frontier.spool("page", entry.id, row)
             self.frontier.count("pages")
             self.pages += 1
             self.frontier.set("round_pages", self.pages)
@@ -468,6 +503,20 @@ class Scheduler:
             next_at = fetched.at + interval
             self._finish(host, entry, next_at=next_at, interval_s=interval, page=1, misses=0, fetched_at=fetched.at, text_hash=text_hash, **validators)
         self._queue(host)
+
+    def _reserved(self, entry: Entry) -> bool:
+        """Whether the site's tdmrep.json reserves a page, so that the page must be read for a word to the contrary."""
+        return self.policies is not None and self.settings.honor_optouts and self.policies.of(entry.url, time.time()).reserves(entry.url)
+
+    def _objected_to(self, entry: Entry, fetched: Fetched) -> bool:
+        """Whether site and headers object to training on a page, its own words not heard."""
+        return self.policies is not None and self.settings.honor_optouts and self.policies.of(entry.url, fetched.at).verdict(entry.url, fetched.headers).optout is True
+
+    def _opt_out(self, host: Host, entry: Entry, about_ai: Verdict, at: float, *, wait_s: float) -> None:
+        """Leave a page out whose site objects to training on it, and take back what an earlier visit wrote."""
+        if entry.page:
+            self._retract(entry, at)
+        self._drop(host, entry, "ai_optout", about_ai.value, next_at=at + wait_s, columns={"page": 0, "misses": 0})
 
     def _follow(self, entry: Entry, page: Extracted) -> None:
         """Take up the links of a page that are in scope, no deeper than allowed, and not traps."""

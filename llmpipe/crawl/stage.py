@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from llmpipe.config import cosmetic
+from llmpipe.crawl.optout import AI_AGENTS
+from llmpipe.crawl.robots import product_token
 from llmpipe.errors import InputError, UsageError
+from llmpipe.log import log
 from llmpipe.work import Counts, Work
 
 if TYPE_CHECKING:
@@ -62,6 +65,11 @@ class Config:
     user_agent: str = "llmpipe"
     """How the crawl calls itself; groups of robots.txt are matched to what stands before the first `/` or blank. Add a way to reach you:
     `llmpipe (+mailto:you@example.org)`."""
+    ai_optout: Literal["honor", "record", "ignore"] = "honor"
+    """What becomes of pages whose sites object to training AI on them (groups of AI agents in robots.txt, Content-Signal, Content-Usage,
+    tdm-reservation, noai, ai.txt): left out, with the evidence in `dropped/`; kept, with verdict and evidence in `meta`; or not looked at."""
+    ai_agents: list[str] = field(default_factory=lambda: list(AI_AGENTS))
+    """Agents whose groups in robots.txt, X-Robots-Tag and meta elements speak for training. Only where they are named: `*` is none of them."""
     allow_private: bool | list[str] = cosmetic(False)
     """Let the crawl reach loopback and private addresses: all (true), or hosts and networks: [intranet.example, 10.0.0.0/8]."""
     resolve: dict[str, str] = cosmetic(default_factory=dict)
@@ -95,6 +103,9 @@ class Config:
 
         Guard(allow_private=self.allow_private, resolve=self.resolve)  # ValueError for an address that is none
         any_of([*self.include, *self.exclude])
+        for name in self.ai_agents:
+            if not product_token(name):
+                raise ValueError(f"ai_agents: {name!r} must begin with the name of an agent; `*` stands for none")
         if self.shard is not None:
             Shard.parse(self.shard)
         for name in ("num_threads", "max_tries", "max_bytes"):
@@ -139,8 +150,10 @@ def run(config: Config, work: Work) -> Counts:
         if number is not None:
             scheduler = _crawl(config, work, frontier, guard, number)
             if not frontier.get("round_pages", 0) and new_seeds:
-                frontier.forget_round(number, work.output)
-                raise _nothing_fetched(scheduler.failures)
+                if not (opted_out := frontier.counts().get("drop ai_optout", 0)):
+                    frontier.forget_round(number, work.output)
+                    raise _nothing_fetched(scheduler.failures)
+                log.warning("no page was kept: sites object to training AI on %d (dropped/ says in which words); ai_optout: record would keep such pages, marked", opted_out)
             frontier.set("complete", 1)
             frontier.commit()
         return _outcome(frontier, work)
@@ -295,6 +308,7 @@ def _crawl(config: Config, work: Work, frontier: Frontier, guard: Guard, number:
     from llmpipe.crawl.fetch import Fetcher
     from llmpipe.crawl.manners import RobotsBook
     from llmpipe.crawl.pages import Archive
+    from llmpipe.crawl.policies import PolicyBook
     from llmpipe.crawl.scheduler import Progress, Scheduler, Settings
     from llmpipe.crawl.threads import FetchThreads
     from llmpipe.crawl.urls import Scope, Shard
@@ -320,6 +334,7 @@ def _crawl(config: Config, work: Work, frontier: Frontier, guard: Guard, number:
                 revisit_s=config.revisit_h * 3600,
                 max_wait_s=config.max_wait_s,
                 round_number=number,
+                honor_optouts=config.ai_optout == "honor",
             ),
             frontier=frontier,
             fetchers=fetchers,
@@ -328,6 +343,7 @@ def _crawl(config: Config, work: Work, frontier: Frontier, guard: Guard, number:
             scope=Scope.of(config.scope, frontier.roots(), include=config.include, exclude=config.exclude),
             archive=archive,
             output=work.output,
+            policies=None if config.ai_optout == "ignore" else PolicyBook(frontier, agent=config.user_agent, ai_agents=config.ai_agents),
         )
 
         def report(p: Progress) -> None:
