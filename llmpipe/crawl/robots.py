@@ -130,6 +130,16 @@ class _Group:
     agents: list[str] = field(default_factory=list)
     """Product tokens in lower case, or `*`."""
     rules: list[Rule] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Lot:
+    """Statements, and whom they speak to. Not a group: AIPREF lets a statement end the list of agents, RFC 9309 does not know it.
+
+    So Disallow and Content-Usage are each read as their own specification has it.
+    """
+
+    agents: list[str] = field(default_factory=list)
     statements: list[Statement] = field(default_factory=list)
 
 
@@ -139,8 +149,7 @@ class Robots:
     delays: dict[str, float] = field(default_factory=dict)
     """Seconds by agent. Kept apart from groups: a group of Crawl-delay alone must not lend its agents the next group's rules."""
     sitemaps: list[str] = field(default_factory=list)
-    statements: list[Statement] = field(default_factory=list)
-    """Those that stand before every group, and so speak to everybody."""
+    lots: list[_Lot] = field(default_factory=list)
     licenses: list[str] = field(default_factory=list)
     """What the `License` lines of RSL point to."""
 
@@ -149,8 +158,8 @@ class Robots:
         return {agent for g in self.groups for agent in g.agents}
 
     def statements_for(self, agent: str) -> list[Statement]:
-        """Return the lines about use in the groups that name `agent`, in lower case or `*`; for `*` those before all groups too."""
-        return [*(self.statements if agent == "*" else ()), *(s for g in self.groups if agent in g.agents for s in g.statements)]
+        """Return the lines about use that speak to `agent`, a token in lower case or `*`; what stands before all groups speaks to `*`."""
+        return [s for lot in self.lots if agent in lot.agents for s in lot.statements]
 
     def rules(self, agent: str, *, wildcard: bool = True) -> Rules | None:
         """Return what applies to `agent`; without `wildcard` only groups that name it count, and None says there is none."""
@@ -179,7 +188,8 @@ def parse(body: bytes) -> Robots:
         if body.startswith(mark):
             body = body[len(mark) :]
             break
-    robots, group, in_rules, num_statements = Robots(), _Group(), False, 0
+    robots, group, in_rules = Robots(), _Group(), False
+    lot, in_lot, num_statements = _Lot(["*"]), True, 0
     for raw in _LINE.split(body):
         key, value = _key_value(raw[:MAX_LINE_BYTES])
         if key == "agent":
@@ -188,8 +198,11 @@ def parse(body: bytes) -> Robots:
             if not group.agents:
                 robots.groups.append(group)
             group.agents.append(_agent(value))
+            if in_lot:
+                lot, in_lot = _Lot(), False
+            lot.agents.append(group.agents[-1])
         elif key in ("allow", "disallow"):
-            in_rules = True
+            in_rules = in_lot = True
             if value and group.agents:
                 group.rules.extend(_rules(key == "allow", value))
         elif key == "delay":
@@ -198,9 +211,10 @@ def parse(body: bytes) -> Robots:
         elif key == "sitemap" and value and len(robots.sitemaps) < MAX_SITEMAPS:
             robots.sitemaps.append(value)
         elif key in ("Content-Signal", "Content-Usage") and value and num_statements < MAX_STATEMENTS:
-            # ends no group: to a reader of the RFC it is an unknown line, and Disallow must mean the same to both
-            num_statements += 1
-            (group if group.agents else robots).statements.append(_statement(key, value))
+            in_lot, num_statements = True, num_statements + 1
+            if not lot.statements:
+                robots.lots.append(lot)
+            lot.statements.append(_statement(key, value))
         elif key == "license" and value and len(robots.licenses) < MAX_LICENSES:
             robots.licenses.append(printable(value))
     return robots
