@@ -450,6 +450,7 @@ class Frontier:
             "DELETE FROM counts WHERE generation = :generation",
             "DELETE FROM files WHERE generation = :generation",
             "DELETE FROM robots WHERE status NOT BETWEEN 200 AND 299",
+            "DELETE FROM policies WHERE status = 0",
             "UPDATE hosts SET next_at = 0, penalty_s = 0",
             "DELETE FROM meta WHERE name = 'roots' AND :round = 1",
         ):
