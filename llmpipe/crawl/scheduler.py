@@ -365,9 +365,7 @@ class Scheduler:
         elif self._try_later(host, entry, fetched):
             pass
         elif fetched.status == 304 and self._objected_to(entry, fetched):
-            entry.etag = entry.last_modified = None  # only the whole page can tell: its own words override some others
-            self._in_flight.discard(entry.id)
-            host.queue.appendleft(entry)
+            self._hear_out(host, entry, fetched)
         elif fetched.status == 304:
             self._unchanged(host, entry, fetched)
         elif fetched.rule is not None:
@@ -511,6 +509,16 @@ class Scheduler:
     def _objected_to(self, entry: Entry, fetched: Fetched) -> bool:
         """Whether site and headers object to training on a page, its own words not heard."""
         return self.policies is not None and self.settings.honor_optouts and self.policies.of(entry.url, fetched.at).verdict(entry.url, fetched.headers).optout is True
+
+    def _hear_out(self, host: Host, entry: Entry, fetched: Fetched) -> None:
+        """Ask for the whole of an unchanged page that site or headers object to: its own words override some of theirs."""
+        if entry.etag is None and entry.last_modified is None:  # it was, and a server that answers 304 to that will again
+            assert self.policies is not None
+            self._opt_out(host, entry, self.policies.of(entry.url, fetched.at).verdict(entry.url, fetched.headers), fetched.at, wait_s=DEAD_END_S)
+            return
+        entry.etag = entry.last_modified = None
+        self._in_flight.discard(entry.id)
+        host.queue.appendleft(entry)
 
     def _opt_out(self, host: Host, entry: Entry, about_ai: Verdict, at: float, *, wait_s: float) -> None:
         """Leave a page out whose site objects to training on it, and take back what an earlier visit wrote."""
