@@ -12,12 +12,15 @@ from __future__ import annotations
 import random
 from collections import OrderedDict, deque
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from llmpipe.crawl import robots
 from llmpipe.crawl.fetch import Fetched
 from llmpipe.crawl.frontier import Entry, Frontier, RobotsRecord
 from llmpipe.crawl.robots import ALLOW_ALL, Rules
 
+RobotsMode = Literal["honor", "strict", "ignore"]
+FORBID_ALL = b"User-agent: *\nDisallow: /\n"
 ROBOTS_LIFETIME_S = 86_400.0
 MAX_COMPILED = 2_000
 MAX_LATENCY_DELAY_S = 30.0
@@ -41,8 +44,8 @@ class Barred:
 
 
 class RobotsBook:
-    def __init__(self, frontier: Frontier, *, agent: str, max_tries: int, retry_s: float, max_wait_s: float) -> None:
-        self.frontier, self.agent = frontier, agent
+    def __init__(self, frontier: Frontier, *, agent: str, max_tries: int, retry_s: float, max_wait_s: float, mode: RobotsMode = "honor") -> None:
+        self.frontier, self.agent, self.mode = frontier, agent, mode
         self.max_tries, self.retry_s, self.max_wait_s = max_tries, retry_s, max_wait_s
         self._compiled: OrderedDict[str, tuple[float, Rules]] = OrderedDict()
         self._barred: dict[str, Barred] = {}
@@ -78,10 +81,13 @@ class RobotsBook:
             return self._remember(origin, new)[1]
         if fetched.location is not None or 300 <= status < 400:
             status = 404  # more than five redirects: unavailable, so nothing is forbidden
-        if 200 <= status < 300 and fetched.rule in (None, "http_204"):
+        cut = fetched.truncated is not None and len(fetched.body) <= robots.MAX_BYTES  # by the network: what it forbids may be what is missing
+        if 200 <= status < 300 and fetched.rule in (None, "http_204") and not cut:
             new = RobotsRecord(status, fetched.body, now, etag=fetched.header("etag"), last_modified=fetched.header("last-modified"))
         elif 400 <= status < 500 and status != 429:
-            new = RobotsRecord(status, b"", now)
+            new = RobotsRecord(status, FORBID_ALL if self.mode == "strict" and status in (401, 403) else b"", now)
+        elif self.mode == "ignore":
+            new = RobotsRecord(404, b"", now)
         else:
             return self._unreachable(origin, fetched, old, now)
         self._waits.pop(origin, None)
@@ -91,25 +97,30 @@ class RobotsBook:
     def _unreachable(self, origin: str, fetched: Fetched, old: RobotsRecord | None, now: float) -> list[str]:
         """5xx, 429 and no answer at all forbid everything (RFC 9309, 2.3.1.4), but for an earlier copy."""
         if old is not None and 200 <= old.status < 500:
-            self._compiled[origin] = (now + 3600.0, robots.parse(old.body).rules(self.agent) or ALLOW_ALL)
+            self._compiled[origin] = (now + 3600.0, self._rules(robots.parse(old.body)))
             return []
         tries = (old.tries if old else 0) + 1
         self.frontier.save_robots(origin, RobotsRecord(0, b"", now, tries))
         if not fetched.retry and fetched.rule in ("dns", "private_address", "tls"):
             self._barred[origin] = Barred(fetched.rule, fetched.value)
         elif tries >= self.max_tries or (fetched.retry_after_s or 0.0) > self.max_wait_s:
-            self._barred[origin] = Barred("robots_unreachable", f"{fetched.rule}: {fetched.value}")
+            why = fetched.truncated if fetched.rule is None else f"{fetched.rule}: {fetched.value}"
+            self._barred[origin] = Barred("robots_unreachable", why or "")
         else:
             self._waits[origin] = now + max(self.retry_s * 2 ** (tries - 1), fetched.retry_after_s or 0.0)
         return []
 
     def _remember(self, origin: str, record: RobotsRecord) -> tuple[Rules, list[str]]:
         parsed = robots.parse(record.body)
-        rules = parsed.rules(self.agent) or ALLOW_ALL
+        rules = self._rules(parsed)
         self._compiled[origin] = (record.fetched_at + ROBOTS_LIFETIME_S, rules)
         if len(self._compiled) > MAX_COMPILED:
             self._compiled.popitem(last=False)
         return rules, parsed.sitemaps
+
+    def _rules(self, parsed: robots.Robots) -> Rules:
+        rules = parsed.rules(self.agent) or ALLOW_ALL
+        return Rules((), rules.crawl_delay_s) if self.mode == "ignore" else rules
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ from llmpipe.crawl.urls import decode_target, request_target
 MAX_BYTES = 500 * 1024
 MAX_LINE_BYTES = 16_664
 """Longer lines are cut here, as Google does (8 times the longest URL)."""
-MAX_CRAWL_DELAY_S = 60.0
+MAX_CRAWL_DELAY_S = 86_400.0
 MAX_SITEMAPS = 100
 MAX_STATEMENTS = 1_000
 MAX_LICENSES = 10

@@ -256,6 +256,8 @@ class Scheduler:
             if (refusal := self._limit(host, entry)) is not None:
                 host.queue.popleft()
                 self._drop(host, entry, *refusal, next_at=now + HOUR_S)
+                if time.time() - now > COMMIT_S:  # thousands of refusals in a row must not starve the rest
+                    return True
                 continue
             if self._fills(host, entry):
                 return False  # the end of what is in flight queues the host again
@@ -274,7 +276,7 @@ class Scheduler:
                     return False
                 host.next_at = max(host.next_at, verdict.until)
                 return True
-            refusal, about_ai = _refusal(verdict, entry), NOTHING
+            refusal, about_ai = self._refusal(verdict, entry), NOTHING
             if refusal is None and entry.kind == "page" and self.policies is not None:
                 if (kind := self.policies.missing(origin(entry.url), verdict, now)) is not None:
                     if not host.active:
@@ -287,7 +289,7 @@ class Scheduler:
                     self._drop(host, entry, *refusal, next_at=now + (HOUR_S if isinstance(verdict, Barred) else DAY_S))
                 else:
                     self._opt_out(host, entry, about_ai, now, wait_s=DAY_S)
-                if time.time() - now > COMMIT_S:  # thousands of refusals in a row must not starve the rest
+                if time.time() - now > COMMIT_S:
                     return True
                 continue
             assert isinstance(verdict, Rules)  # the other kinds were dealt with
@@ -308,6 +310,16 @@ class Scheduler:
         if self._closed and entry.source == "link" and _template_key(entry.url) in self._closed:
             return "template_closed", template(entry.url), SAME_TEXTS
         return None
+
+    def _refusal(self, verdict: Rules | Barred, entry: Entry) -> tuple[str, Any, Any] | None:
+        """Say what in robots.txt, or for want of it, keeps a URL from being fetched."""
+        if isinstance(verdict, Barred):
+            return verdict.rule, verdict.value, None
+        found = verdict.verdict(entry.url)
+        if not found.allowed:
+            return "robots", found.rule or "", None
+        delay = verdict.crawl_delay_s or 0.0
+        return ("crawl_delay", f"{delay:g} s", self.settings.max_wait_s) if delay > self.settings.max_wait_s else None
 
     def _fills(self, host: Host, entry: Entry) -> bool:
         """Whether the pages of a host that are in flight may already fill its share."""
@@ -390,10 +402,7 @@ class Scheduler:
         if self._try_later(host, entry, fetched):
             return
         if fetched.rule is not None and fetched.location is None:
-            if entry.source == "guess":  # nobody said that it was there
-                self._finish(host, entry, fetched.rule, next_at=fetched.at + DEAD_END_S)
-            else:
-                self._failed(host, entry, fetched)
+            self._failed(host, entry, fetched)
             return
         found, next_at = fetched.sitemap, fetched.at + self.settings.revisit_s
         if fetched.status == 304:
@@ -589,6 +598,9 @@ class Scheduler:
         self, host: Host, entry: Entry, rule: str, value: Any = "", limit: Any = None, *,
         partner: str | None = None, snippet: str = "", next_at: float = 0.0, columns: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
+        if entry.source == "guess":  # nobody said that it was there
+            self._finish(host, entry, rule, next_at=next_at)
+            return
         if rule == entry.rule:  # as the last visit had it: the row is there
             self.frontier.count("unchanged")
         else:
@@ -614,13 +626,6 @@ class Scheduler:
         host.loaded.discard(entry.id)
         self._in_flight.discard(entry.id)
         self._uncommitted += 1
-
-
-def _refusal(verdict: Rules | Barred, entry: Entry) -> tuple[str, str] | None:
-    if isinstance(verdict, Barred):
-        return verdict.rule, verdict.value
-    found = verdict.verdict(entry.url)
-    return None if found.allowed else ("robots", found.rule or "")
 
 
 def _validators(fetched: Fetched) -> dict[str, str | None]:

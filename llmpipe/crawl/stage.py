@@ -70,6 +70,9 @@ class Config:
     tdm-reservation, noai, ai.txt): left out, with the evidence in `dropped/`; kept, with verdict and evidence in `meta`; or not looked at."""
     ai_agents: list[str] = field(default_factory=lambda: list(AI_AGENTS))
     """Agents whose groups in robots.txt, X-Robots-Tag and meta elements speak for training. Only where they are named: `*` is none of them."""
+    robots: Literal["honor", "strict", "ignore"] = "honor"
+    """honor: robots.txt by RFC 9309, where 401 and 403 mean that there is none; strict: those forbid the site; ignore: only for sites
+    whose owner you are or who agreed. It stands in the manifest."""
     allow_private: bool | list[str] = cosmetic(False)
     """Let the crawl reach loopback and private addresses: all (true), or hosts and networks: [intranet.example, 10.0.0.0/8]."""
     resolve: dict[str, str] = cosmetic(default_factory=dict)
@@ -91,7 +94,7 @@ class Config:
     retry_s: float = cosmetic(5.0)
     """Pause before the second attempt; doubles with each."""
     max_wait_s: float = cosmetic(600.0)
-    """A host that asks for a longer pause (Retry-After) is left for the next round."""
+    """A host that asks for a longer pause (Retry-After, Crawl-delay) is left for the next round."""
     refresh: Literal["due", "all", "none"] = cosmetic("due")
     """What a run does when a round is complete: visit again what is due, everything, or nothing. Only new, changed and gone pages are written."""
     revisit_h: float = cosmetic(24.0)
@@ -339,7 +342,7 @@ def _crawl(config: Config, work: Work, frontier: Frontier, guard: Guard, number:
             frontier=frontier,
             fetchers=fetchers,
             extractors=extractors,
-            robots=RobotsBook(frontier, agent=config.user_agent, max_tries=config.max_tries, retry_s=config.retry_s, max_wait_s=config.max_wait_s),
+            robots=RobotsBook(frontier, agent=config.user_agent, max_tries=config.max_tries, retry_s=config.retry_s, max_wait_s=config.max_wait_s, mode=config.robots),
             scope=Scope.of(config.scope, frontier.roots(), include=config.include, exclude=config.exclude),
             archive=archive,
             output=work.output,

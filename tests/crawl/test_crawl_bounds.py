@@ -207,3 +207,39 @@ def test_settings_of_bounds_are_checked(tmp_path: Path) -> None:
     for wrong in ({"max_pages_per_host": 0}, {"max_per_template": 0}, {"shard": "2/2"}):
         with pytest.raises((ValueError, UsageError)):
             crawl(tmp_path, "http://a.example/", **wrong)
+
+
+@pytest.mark.parametrize(("mode", "status", "pages"), [("honor", 403, 1), ("strict", 403, 0), ("strict", 404, 1), ("ignore", 503, 1), ("honor", 503, 0)])
+def test_what_a_missing_robots_means_is_told_by_its_status_and_the_mode(tmp_path: Path, mode: str, status: int, pages: int) -> None:
+    with serve({"/robots.txt": answer(status), "/": page("Home 首页")}) as site, serve({"/": page("Other 别处")}) as other:
+        outcome = crawl(tmp_path, site.url(), other.url(), robots=mode, max_tries=1)
+    assert outcome.counts.kept == pages + 1
+    assert outcome.manifest.recipe["config"]["robots"] == mode
+
+
+def test_ignoring_robots_still_heeds_its_delay_and_sitemaps(tmp_path: Path) -> None:
+    rules = answer(body="User-agent: *\nDisallow: /\nCrawl-delay: 0.01\nSitemap: /map.xml\n", content_type="text/plain")
+    listed = answer(body="<urlset><url><loc>/listed</loc></url></urlset>", content_type="application/xml")
+    with serve({"/robots.txt": rules, "/map.xml": listed, "/": page("Home 首页"), "/listed": page("Listed")}) as site:
+        crawl(tmp_path, site.url(), robots="ignore")
+    assert set(rows(tmp_path)) == {"/", "/listed"}
+
+
+def test_a_crawl_delay_longer_than_a_run_would_wait_leaves_the_host_for_later(tmp_path: Path) -> None:
+    with serve({"/robots.txt": answer(body="User-agent: *\nCrawl-delay: 3600\n", content_type="text/plain"), "/": page("Home")}) as site, serve({"/": page("Other")}) as other:
+        outcome = crawl(tmp_path, site.url(), other.url())
+        assert (outcome.counts.kept, outcome.counts.dropped, site.hits["/"]) == (1, {"crawl_delay": 1}, 0)
+
+
+def test_a_robots_cut_short_by_the_network_is_asked_for_again(tmp_path: Path) -> None:
+    cut = answer(body="User-agent: *\nAllow: /\n", content_type="text/plain", Content_Length="500", Connection="close")
+    routes: dict[str, Answer] = {"/": page("Home", links=["/no"]), "/no": page("No")}
+
+    def robots(handler: BaseHTTPRequestHandler) -> None:
+        whole = answer(body="User-agent: *\nAllow: /\nDisallow: /no\n", content_type="text/plain")
+        (whole if site.hits["/robots.txt"] > 1 else cut)(handler)
+        handler.close_connection = True
+
+    with serve({**routes, "/robots.txt": robots}) as site:
+        crawl(tmp_path, site.url())
+    assert (set(rows(tmp_path)), dropped(tmp_path)) == ({"/"}, {"/no": "robots"})

@@ -92,7 +92,7 @@ def test_reads_500_kib_and_drops_the_line_cut_there() -> None:
 def test_crawl_delay_is_lent_to_no_other_group() -> None:
     robots = parse(b"User-agent: slow\nCrawl-delay: 7\n\nUser-agent: *\nDisallow: /x\nCrawl-delay: 1e9\n")
     assert robots.rules("slow").crawl_delay_s == 7
-    assert robots.rules("llmpipe").crawl_delay_s == 60
+    assert robots.rules("llmpipe").crawl_delay_s == 86_400
     assert parse(b"Crawl-delay: 5\n").rules("llmpipe").crawl_delay_s is None
 
 
