@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,11 @@ class Text(str):
 def cosmetic(default: Any = MISSING, **kwargs: Any) -> Any:
     """Declare a field that cannot change the result (an interval, a worker count): it stays out of the fingerprint."""
     return field(default=default, metadata={"recipe": False}, **kwargs)
+
+
+def secret(default: Any = MISSING, **kwargs: Any) -> Any:
+    """Declare a cosmetic field whose values no output, error or log may show. Names of variables (`$TOKEN`) are shown."""
+    return field(default=default, metadata={"recipe": False, "secret": True}, **kwargs)
 
 
 # --- reading YAML -------------------------------------------------------------------------------------------------
@@ -134,7 +140,8 @@ def load(
     for item in sets:
         key, eq, text = item.partition("=")
         if not eq or not key.strip():
-            raise UsageError(f"--set {item!r}: expected KEY=VALUE", hint="for example --set near.threshold=0.8")
+            shown = re.split(r"[{\[:]", item)[0]  # what follows may hold a password
+            raise UsageError(f"--set {shown!r}: expected KEY=VALUE", hint="for example --set near.threshold=0.8")
         _assign(tree, key.strip(), Value(parse(text, f"--set {key}") if text else Text(""), Path.cwd()))
     for key, value in (flags or {}).items():
         if value is not None:
@@ -204,7 +211,10 @@ def _convert_dataclass(kind: type, tree: Any, path: str, faults: list[str]) -> A
         if key not in fields:
             faults.append(f"{here}: unknown key{_nearest(key, fields)}")
             continue
+        told = len(faults)
         values[key] = _convert(hints[key], raw, here, faults) if not _is_null(raw, hints[key]) else None
+        if fields[key].metadata.get("secret"):
+            faults[told:] = [_without_login(re.sub(r", got .*", "", fault, flags=re.S)) for fault in faults[told:]]
     for name, f in fields.items():
         if name not in tree and f.default is MISSING and f.default_factory is MISSING:
             faults.append(f"{path + '.' if path else ''}{name}: missing, and it has no default")
@@ -409,7 +419,7 @@ def _brief(value: Any) -> str:
 def as_dict(config: Any) -> Any:
     """Turn a config into plain values that YAML and JSON can hold."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {f.name: as_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        return {f.name: (_masked if f.metadata.get("secret") else as_dict)(getattr(config, f.name)) for f in dataclasses.fields(config)}
     if isinstance(config, Path):
         return str(config)
     if isinstance(config, list | tuple):
@@ -417,6 +427,22 @@ def as_dict(config: Any) -> Any:
     if isinstance(config, dict):
         return {str(k): as_dict(v) for k, v in config.items()}
     return config
+
+
+_SHOWN = re.compile(r"\$[A-Z_][A-Z0-9_]*|\$\{\w+\}|env(:\w+)?|none|https?://[\w.-]+(:\d+)?/?")
+
+
+def _masked(value: Any) -> Any:
+    """Hide the texts of a secret field, but for names of variables and addresses without a login."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _masked(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {_without_login(str(k)): _masked(v) for k, v in value.items()}
+    return value if value is None or isinstance(value, bool) else str(value) if isinstance(value, Path) or _SHOWN.fullmatch(str(value)) else "***"
+
+
+def _without_login(text: str) -> str:
+    return re.sub(r"//[^/@\s]*@", "//***@", text)
 
 
 def to_yaml(config: Any) -> str:

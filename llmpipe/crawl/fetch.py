@@ -4,35 +4,42 @@
     fetched = fetcher.fetch(Target(url="http://a.example/", kind="page"))     # never raises: .rule says what went wrong
 
 Used from many threads at once. Connections are kept one per host and lent to one fetch at a time; a host that is
-fetched in parallel gets as many. Reads the network, writes nothing.
+fetched in parallel gets as many. What a host is given beside (cookies, a login, a proxy) is told by `access`, from the
+URL of each request alone. Reads the network, writes nothing.
 """
 
 from __future__ import annotations
 
+import http.client
 import re
 import socket
 import ssl
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+from requests.structures import CaseInsensitiveDict
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
+from llmpipe.crawl import inflate
+from llmpipe.crawl.access import Access
 from llmpipe.crawl.guard import Guard, Refused
 from llmpipe.crawl.robots import MAX_BYTES as MAX_ROBOTS_BYTES
 from llmpipe.crawl.sitemap import Sitemap
 from llmpipe.crawl.urls import canonical, host_name, resolve
+from llmpipe.crawl.warc import is_secret
 
 Kind = Literal["page", "robots", "sitemap", "policy"]
 MAX_SITEMAP_BYTES = 50 << 20
@@ -45,6 +52,11 @@ CHUNK_BYTES = 1 << 16
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 20.0
 MAX_RETRY_AFTER_S = 86_400.0
+MAX_HEADER_BYTES = 256 << 10
+"""Of all headers of a response; http.client stops at 100 of them, and at lines of 64 KiB."""
+MAX_INTERIM = 20
+"""Responses of status 1xx (103 Early Hints) passed over before the one that counts."""
+MAX_VALUE_CHARS = 500
 
 TRANSIENT = frozenset({408, 421, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524})
 _ACCEPT = {
@@ -91,6 +103,8 @@ class Fetched:
     at: float = 0.0
     """Unix time at which the fetch began."""
     address: str | None = None
+    new_cookies: bool = False
+    """Whether the server set cookies that are kept: the same URL may then answer otherwise."""
     sitemap: Sitemap = field(default_factory=Sitemap)
     """Set by the pool's thread, so that parsing doesn't hold up the crawl."""
 
@@ -102,35 +116,56 @@ class Fetched:
 
 
 class _Current(threading.local):
-    socket: socket.socket | None = None
     started: Callable[[socket.socket], None] | None = None
+    """Told of the socket that this thread's fetch waits on, from the moment it is connected."""
+
+
+class _Response(http.client.HTTPResponse):
+    """http.client's, for servers that say 103 before 200, which it would take for the answer, and that count backwards."""
+
+    def _read_status(self) -> tuple[str, int, str]:
+        for _ in range(MAX_INTERIM):
+            version, status, reason = super()._read_status()
+            if not 100 <= status < 200 or status == 101:
+                return version, status, reason
+            for _ in range(MAX_INTERIM * 5):
+                if self.fp.readline(1 << 16) in (b"\r\n", b"\n", b""):
+                    break
+        raise http.client.BadStatusLine("one interim response after the other")
+
+    def _get_chunk_left(self) -> int | None:
+        left = super()._get_chunk_left()
+        if left is not None and left < 0:
+            raise http.client.IncompleteRead(b"")
+        return left
 
 
 def _pools(guard: Guard, current: _Current) -> dict[str, type[HTTPConnectionPool]]:
-    def new_conn(self: HTTPConnection) -> socket.socket:
+    def open_socket(self: HTTPConnection) -> socket.socket:
         timeout = self.timeout if isinstance(self.timeout, int | float) else CONNECT_TIMEOUT_S
-        sock = guard.connect(self.host, self.port, timeout=timeout)
+        if self.proxy is None:
+            sock = guard.connect(self.host, self.port, timeout=timeout)
+        else:  # named by the user, so it may be anywhere; the host behind it was checked before
+            try:
+                sock = socket.create_connection((self.host, self.port), timeout)
+            except OSError as error:
+                raise Refused("proxy", f"cannot be reached ({error.strerror or error})", retry=True) from None
+        if current.started is not None:
+            current.started(sock)
         return sock
 
-    class Http(HTTPConnection):
-        _new_conn = new_conn
+    def send_request(self: HTTPConnection, *args: Any, **kwargs: Any) -> None:
+        if self.sock is None:
+            self.connect()
+        if current.started is not None:
+            current.started(self.sock)
+        HTTPConnection.request(self, *args, **kwargs)
 
-        def request(self, *args: Any, **kwargs: Any) -> None:
-            if self.sock is None:
-                self.connect()
-            if current.started is not None:
-                current.started(self.sock)
-            super().request(*args, **kwargs)
+    class Http(HTTPConnection):
+        _new_conn, request, response_class = open_socket, send_request, _Response
 
     class Https(HTTPSConnection):
-        _new_conn = new_conn
-
-        def request(self, *args: Any, **kwargs: Any) -> None:
-            if self.sock is None:
-                self.connect()
-            if current.started is not None:
-                current.started(self.sock)
-            super().request(*args, **kwargs)
+        _new_conn, request, response_class = open_socket, send_request, _Response
 
     class HttpPool(HTTPConnectionPool):
         ConnectionCls = Http
@@ -152,6 +187,11 @@ class _Adapter(HTTPAdapter):
         super().init_poolmanager(connections, maxsize, block=block, ssl_context=self._context, **kwargs)
         self.poolmanager.pool_classes_by_scheme = self._pools
 
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(proxy, ssl_context=self._context, **kwargs)
+        manager.pool_classes_by_scheme = self._pools
+        return manager
+
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
         conn.cert_reqs = "CERT_REQUIRED"  # by the context, which holds the CA list; never off
 
@@ -168,8 +208,9 @@ def tls_context() -> ssl.SSLContext:
 
 
 class Fetcher:
-    def __init__(self, guard: Guard, *, user_agent: str, max_bytes: int, timeout_s: float) -> None:
+    def __init__(self, guard: Guard, *, user_agent: str, max_bytes: int, timeout_s: float, access: Access | None = None) -> None:
         self.guard, self.user_agent, self.max_bytes, self.timeout_s = guard, user_agent, max_bytes, timeout_s
+        self.access = access or Access()
         self._current = _Current()
         self._pools = _pools(guard, self._current)
         self._idle: OrderedDict[str, list[_Adapter]] = OrderedDict()
@@ -184,12 +225,12 @@ class Fetcher:
         url = target.url
         for hop in range(MAX_HOPS + 1):
             fetched = self._lend(url, target, deadline)
-            if fetched.rule == "protocol" and not fetched.status and _STALE.match(fetched.value):
+            if fetched.rule in ("protocol", "proxy") and not fetched.status and _STALE.match(fetched.value):
                 fetched = self._lend(url, target, deadline)  # the server closed an idle connection as we used it
             fetched.seconds, fetched.at = time.monotonic() - began, wall
             if fetched.location is None:
                 return fetched
-            if target.kind not in ("robots", "policy") and (canonical(fetched.location) != canonical(url) or fetched.location == url):
+            if target.kind not in ("robots", "policy") and (canonical(fetched.location) != canonical(url) or (fetched.location == url and not fetched.new_cookies)):
                 break
             if hop < MAX_HOPS:
                 url = fetched.location
@@ -199,20 +240,29 @@ class Fetcher:
 
     def _lend(self, url: str, target: Target, deadline: float) -> Fetched:
         """Take the host's idle connection, or a new one, for one request."""
-        host = host_name(url)
+        host = f"{url.partition(':')[0]}://{host_name(url)}"
         with self._lock:
             idle = self._idle.get(host)
             adapter = idle.pop() if idle else None
         if adapter is None:
             adapter = _Adapter(self._pools, tls_context())
         me = threading.get_ident()
+        handles: list[socket.socket] = []
+
+        def started(sock: socket.socket) -> None:
+            if type(sock) is socket.socket and url.startswith("https:"):
+                handles.append(sock := sock.dup())  # the one that can be cut during the handshake, for which ssl takes the other away
+            self._running[me] = (deadline, sock)
+
         self._running[me] = (deadline, None)
-        self._current.started = lambda sock: self._running.__setitem__(me, (deadline, sock))
+        self._current.started = started
         try:
             fetched = self._request(adapter, url, target, deadline)
         finally:
             self._running.pop(me, None)
             self._current.started = None
+            for handle in handles:
+                handle.close()
         with self._lock:
             self._idle.setdefault(host, []).append(adapter)
             self._idle.move_to_end(host)
@@ -222,32 +272,57 @@ class Fetcher:
         return fetched
 
     def _request(self, adapter: _Adapter, url: str, target: Target, deadline: float) -> Fetched:
-        headers = {"User-Agent": self.user_agent, "Accept": _ACCEPT[target.kind], "Accept-Encoding": self._accept}
-        if target.etag:
-            headers["If-None-Match"] = target.etag
-        if target.last_modified:
-            headers["If-Modified-Since"] = target.last_modified
         fetched = Fetched(url=url, kind=target.kind)
         left = max(deadline - time.monotonic(), 0.05)
-        response = None
+        response, proxies = None, None
         try:
-            request = requests.Request("GET", url, headers=headers).prepare()
-            request.url = url  # as the site wrote it; requests would respell some escapes
-            response = adapter.send(request, stream=True, timeout=(min(CONNECT_TIMEOUT_S, left), min(READ_TIMEOUT_S, left)), verify=True)
+            if (proxy := self.access.proxy(url)) is not None:
+                self._check(url)
+                proxies = {"http": proxy, "https": proxy}
+            request = self._prepare(url, target)
+            response = adapter.send(request, stream=True, timeout=(min(CONNECT_TIMEOUT_S, left), min(READ_TIMEOUT_S, left)), verify=True, proxies=proxies)
             fetched.status = response.status_code
-            fetched.headers = [(k, v) for k, v in response.raw.headers.items()]
+            fetched.new_cookies = self.access.learn(url, response.raw.headers)
+            fetched.headers = [(k, v) for k, v in response.raw.headers.items() if not is_secret(k)]
             self._judge(fetched, response, deadline)
         except Exception as error:  # a server can make every layer fail; each failure becomes a counted rule
             fetched.rule, fetched.value, fetched.retry = classify(error, late=time.monotonic() >= deadline)
         finally:
             if response is not None:
                 _finish(response, unread=fetched.rule is not None or fetched.truncated is not None)
+        if fetched.value:
+            fetched.value = self.access.redact(fetched.value)[:MAX_VALUE_CHARS]
+        if self.access.is_trusted(url):
+            fetched.headers = [(k, self.access.redact(v)) for k, v in fetched.headers]
+            fetched.body = self.access.redact_bytes(fetched.body)
         return fetched
+
+    def _check(self, url: str) -> None:
+        parts = urlsplit(url)
+        self.guard.check(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
+
+    def _prepare(self, url: str, target: Target) -> requests.PreparedRequest:
+        """Make the request without requests' own preparation, which respells URLs and costs as much as all the rest."""
+        headers = {"User-Agent": self.user_agent, "Accept": _ACCEPT[target.kind], "Accept-Encoding": self._accept, "Connection": "keep-alive"}
+        for name, value in (("If-None-Match", target.etag), ("If-Modified-Since", target.last_modified)):
+            if value and len(value) < 1_000 and value.isprintable():  # a server's own words: nothing that breaks a header goes back
+                headers[name] = value
+        if not self.access.is_empty:
+            for name, value in self.access.headers(url).items():
+                headers = {k: v for k, v in headers.items() if k.lower() != name.lower()}
+                headers[name] = value
+        request = requests.PreparedRequest()
+        request.method, request.url, request.headers, request.hooks = "GET", url, CaseInsensitiveDict(headers), {}
+        return request
 
     def _judge(self, fetched: Fetched, response: requests.Response, deadline: float) -> None:
         """Decide by status and headers; read the body where it is wanted."""
         status, headers = fetched.status, response.raw.headers
         fetched.retry_after_s = parse_retry_after(headers.get("Retry-After"))
+        if (size := sum(len(k) + len(v) for k, v in fetched.headers)) > MAX_HEADER_BYTES:
+            fetched.headers = []
+            fetched.rule, fetched.value = "protocol", f"headers of {size} bytes"
+            return
         if status in (301, 302, 303, 307, 308):
             location = headers.get("Location")
             fetched.location = resolve(fetched.url, _latin1_to_utf8(location)) if location else None
@@ -259,8 +334,11 @@ class Fetcher:
             fetched.rule, fetched.value, fetched.retry = f"http_{status}", response.reason or "", status in TRANSIENT
             return
         limit = {"page": self.max_bytes, "robots": MAX_ROBOTS_BYTES + 1, "sitemap": MAX_SITEMAP_BYTES, "policy": MAX_POLICY_BYTES}[fetched.kind]
-        encoding = headers.get("Content-Encoding", "").lower().replace(" ", "")
-        if not set(encoding.split(",")) <= {"", "identity", "gzip", "x-gzip", "deflate"}:
+        transfer = headers.get("Transfer-Encoding", "").strip().lower()
+        if transfer not in ("", "identity", "chunked"):
+            fetched.rule, fetched.value = "protocol", f"Transfer-Encoding: {transfer}"
+            return
+        if (codings := inflate.codings(encoding := headers.get("Content-Encoding", ""))) is None:
             fetched.rule, fetched.value = "content_encoding", encoding
             return
         if fetched.kind == "page":
@@ -268,34 +346,33 @@ class Fetcher:
             if kind and not _wanted(kind):
                 fetched.rule, fetched.value = "wrong_type", kind
                 return
-            length = headers.get("Content-Length", "")
-            if length.isdigit() and int(length) > limit:
+            length = headers.get("Content-Length", "").strip()
+            if length.isascii() and length.isdigit() and len(length.lstrip("0")) < 20 and int(length) > limit:
                 fetched.rule, fetched.value = "too_large", length
                 return
-        self._read(fetched, response, limit, deadline)
+        self._read(fetched, response, codings, limit, deadline)
         if fetched.rule is None and fetched.kind == "page" and (found := _not_text(fetched)):
             fetched.rule, fetched.value = "wrong_type", found
 
-    def _read(self, fetched: Fetched, response: requests.Response, limit: int, deadline: float) -> None:
+    def _read(self, fetched: Fetched, response: requests.Response, codings: list[str], limit: int, deadline: float) -> None:
         """Read the body piece by piece as it arrives, inflated, up to `limit` bytes and the deadline."""
-        raw, pieces, size = response.raw, [], 0
+        pieces: list[bytes] = []
         try:
-            while piece := raw.read1(CHUNK_BYTES, decode_content=True):
+            for piece in inflate.undo(_arriving(response.raw, deadline), codings, limit=limit):
                 pieces.append(piece)
-                size += len(piece)
-                if size > limit:
-                    if fetched.kind == "robots":
-                        fetched.truncated = f"longer than {MAX_ROBOTS_BYTES}"
-                        break
-                    fetched.rule, fetched.value = "too_large", str(size)
-                    return
-                if time.monotonic() > deadline:
-                    fetched.rule, fetched.value, fetched.retry = "timeout", f"{size} bytes in {self.timeout_s:g} s", True
-                    return
-        except (urllib3.exceptions.ProtocolError, OSError) as error:
+        except inflate.TooLarge as error:
+            if fetched.kind == "robots":
+                fetched.truncated = f"longer than {MAX_ROBOTS_BYTES}"
+            else:
+                fetched.rule, fetched.value = "too_large", str(error)
+                return
+        except _Late:
+            fetched.rule, fetched.value, fetched.retry = "timeout", f"{sum(map(len, pieces))} bytes in {self.timeout_s:g} s", True
+            return
+        except (urllib3.exceptions.ProtocolError, OSError, inflate.CutShort) as error:
             if time.monotonic() > deadline or isinstance(error, TimeoutError) or not pieces:
                 raise
-            fetched.truncated = f"{type(error).__name__} after {size} bytes"
+            fetched.truncated = f"{type(error).__name__} after {sum(map(len, pieces))} bytes"
         fetched.body = b"".join(pieces)
 
     def expire(self) -> None:
@@ -312,12 +389,24 @@ class Fetcher:
                 _cut(sock)
 
 
+class _Late(Exception):
+    """The deadline of a fetch has passed."""
+
+
+def _arriving(raw: urllib3.BaseHTTPResponse, deadline: float) -> Iterator[bytes]:
+    """Yield what each read from the network gives, so that the deadline is looked at however little it is."""
+    while piece := raw.read1(CHUNK_BYTES, decode_content=False):
+        yield piece
+        if time.monotonic() > deadline:
+            raise _Late
+
+
 def _finish(response: requests.Response, *, unread: bool) -> None:
     """Keep the connection for the next request: after a whole body, or a short one that can be skipped. Else close it."""
     with suppress(OSError, urllib3.exceptions.HTTPError):
         if unread:
-            length = response.raw.headers.get("Content-Length", "")
-            if response.raw.tell() or not length.isdigit() or int(length) > CHUNK_BYTES:
+            length = response.raw.headers.get("Content-Length", "").strip()
+            if response.raw.tell() or not (length.isascii() and length.isdigit()) or len(length) > 6 or int(length) > CHUNK_BYTES:
                 response.raw.close()
                 return
             response.raw.drain_conn()
@@ -351,11 +440,13 @@ def classify(error: BaseException, *, late: bool = False) -> tuple[str, str, boo
             return "tls", getattr(link, "verify_message", "") or str(link), False
     if any(isinstance(link, ssl.SSLError | urllib3.exceptions.SSLError) for link in chain):
         return "tls", detail, False
+    if any(isinstance(link, requests.exceptions.ProxyError | urllib3.exceptions.ProxyError) for link in chain):
+        return "proxy", detail, not re.search(r"failed: 4\d\d", detail)
     if any(isinstance(link, requests.ConnectTimeout | urllib3.exceptions.NewConnectionError | ConnectionRefusedError) for link in chain):
         return "connect", detail, True
     if any(isinstance(link, TimeoutError | requests.Timeout | urllib3.exceptions.TimeoutError) for link in chain):
         return "timeout", detail, True
-    if any(isinstance(link, urllib3.exceptions.DecodeError | requests.exceptions.ContentDecodingError) for link in chain):
+    if any(isinstance(link, inflate.BadCoding | inflate.CutShort) for link in chain):
         return "content_encoding", detail, False
     if any(isinstance(link, OSError) and link.errno in (101, 113) for link in chain):  # no route to network, to host
         return "connect", detail, True

@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address, IPv6Address
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _NAT64_LOCAL = ipaddress.IPv6Network("64:ff9b:1::/48")
+
+CHECKED_S = 300.0
+MAX_CHECKED = 10_000
 
 
 class Refused(Exception):
@@ -39,7 +43,7 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
 
 
 class Guard:
-    """What may be connected to. Thread-safe: it is never changed after it is made."""
+    """What may be connected to. Thread-safe: nothing but a cache is changed after it is made."""
 
     def __init__(self, *, allow_private: bool | Sequence[str] = False, resolve: Mapping[str, str] | None = None) -> None:
         self.allow_all = allow_private is True
@@ -51,6 +55,7 @@ class Guard:
             except ValueError:
                 self.hosts.add(item.lower())
         self.resolve = {host.lower(): parse_address(address) for host, address in (resolve or {}).items()}
+        self._checked: dict[tuple[str, int], tuple[float, Refused | None]] = {}
 
     def connect(self, host: str, port: int, *, timeout: float | None) -> socket.socket:
         """Connect to `host`; raise `Refused` for a name that doesn't resolve or leads to an address that is not allowed."""
@@ -71,6 +76,25 @@ class Guard:
             return sock
         assert last is not None  # lookup never returns an empty list
         raise last
+
+    def check(self, host: str, port: int) -> None:
+        """Refuse a host that a proxy is to be asked for, as far as can be told from here.
+
+        A name that doesn't resolve here is the proxy's to resolve, and where it leads there cannot be seen.
+        """
+        now = time.monotonic()
+        until, refusal = self._checked.get((host, port), (0.0, None))
+        if now >= until:
+            refusal = None
+            try:
+                self.lookup(host, port)
+            except Refused as error:
+                refusal = error if error.rule != "dns" else None
+            if len(self._checked) > MAX_CHECKED:
+                self._checked.clear()
+            self._checked[host, port] = (now + CHECKED_S, refusal)
+        if refusal is not None:
+            raise Refused(refusal.rule, refusal.value)
 
     def lookup(self, host: str, port: int) -> list[tuple[str, int]]:
         """Resolve a host to the addresses that may be connected to."""

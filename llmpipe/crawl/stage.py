@@ -9,6 +9,7 @@ from which a killed run goes on. Start reading at `run`; the loop is `scheduler.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from llmpipe.config import cosmetic
+from llmpipe.config import cosmetic, secret
+from llmpipe.crawl.access import Access, HostAccess, check_key
 from llmpipe.crawl.optout import AI_AGENTS
 from llmpipe.crawl.robots import product_token
 from llmpipe.errors import InputError, UsageError
@@ -77,6 +79,13 @@ class Config:
     """Let the crawl reach loopback and private addresses: all (true), or hosts and networks: [intranet.example, 10.0.0.0/8]."""
     resolve: dict[str, str] = cosmetic(default_factory=dict)
     """Addresses that stand in for hosts, as curl's --resolve: {docs.invalid: "127.0.0.1:8000"}."""
+    access: dict[str, HostAccess] = secret(default_factory=dict)
+    """What a host is given beside: {wiki.example.org: {auth: $WIKI_LOGIN, headers: {X-Key: $KEY}, cookies: cookies.txt or {name: $VALUE},
+    session: true, proxy: "http://proxy:3128"}}. Values name variables of the environment ($NAME). A key is a host or HOST:PORT (over https
+    alone, unless `http://` stands before it), `*.example.org` (and example.org itself) or `*`; the closest one counts. Never written anywhere."""
+    proxy: str | None = secret(None)
+    """Proxy for all hosts: http://proxy:3128 or http://$LOGIN@proxy:3128; `env` heeds HTTP_PROXY, HTTPS_PROXY and NO_PROXY. Where a name
+    leads is checked here before the proxy is asked; what the proxy itself resolves it to cannot be seen."""
     keep_raw: bool = True
     """Keep the pages as they came in WARC files, so that extraction can be done again without another crawl."""
     metadata: bool = False
@@ -105,6 +114,8 @@ class Config:
         from llmpipe.crawl.urls import Shard, any_of
 
         Guard(allow_private=self.allow_private, resolve=self.resolve)  # ValueError for an address that is none
+        for key in self.access:
+            check_key(key)
         any_of([*self.include, *self.exclude])
         for name in self.ai_agents:
             if not product_token(name):
@@ -131,6 +142,7 @@ def run(config: Config, work: Work) -> Counts:
     from llmpipe.crawl.frontier import Frontier
     from llmpipe.crawl.guard import Guard
 
+    access = Access(config.access, proxy=config.proxy, environ=os.environ)
     with ExitStack() as stack:
         seeds, resolve = parse_seeds([*work.seeds, *config.seeds]), dict(config.resolve)
         if config.site == "pydoc":
@@ -144,14 +156,16 @@ def run(config: Config, work: Work) -> Counts:
         if not seeds and not path.exists() and config.shard is None:
             raise UsageError("no seeds: there is nowhere to start", hint="llmpipe crawl https://example.org/ --output DIR, or seeds: [...] in the config")
         if seeds and not path.exists():
-            _probe(seeds, guard)
+            _probe([s for s in seeds if access.proxy(s) is None], guard)
+        for key in dict.fromkeys(key for seed in seeds if (key := access.withheld(seed)) is not None):
+            log.warning("access.%s is for https, so http://%s is given nothing of it; name it http://%s to send it unencrypted", key, key, key)
         frontier = stack.enter_context(closing(Frontier(path)))
         frontier.generation = work.generation
         frontier.finish_seal(work.output)
         new_seeds = [s for s in seeds if not frontier.has(s)]
         number = _begin_round(frontier, config, new_seeds)
         if number is not None:
-            scheduler = _crawl(config, work, frontier, guard, number)
+            scheduler = _crawl(config, work, frontier, guard, access, number)
             if not frontier.get("round_pages", 0) and new_seeds:
                 if not (opted_out := frontier.counts().get("drop ai_optout", 0)):
                     frontier.forget_round(number, work.output)
@@ -181,8 +195,9 @@ def plan(config: Config, work: Work) -> dict[str, Any]:
     from llmpipe.crawl.overview import ask_robots, describe_frontier
 
     seeds = parse_seeds([*work.seeds, *config.seeds])
+    access = Access(config.access, proxy=config.proxy, environ=os.environ)
     guard = Guard(allow_private=config.allow_private, resolve=config.resolve)
-    fetcher = Fetcher(guard, user_agent=config.user_agent, max_bytes=config.max_bytes, timeout_s=min(config.timeout_s, PLAN_TIMEOUT_S))
+    fetcher = Fetcher(guard, user_agent=config.user_agent, max_bytes=config.max_bytes, timeout_s=min(config.timeout_s, PLAN_TIMEOUT_S), access=access)
     found: dict[str, Any] = {"scope": config.scope, "refresh": config.refresh, "max_pages": config.max_pages, "max_depth": config.max_depth}
     found["seeds"] = ask_robots(_of_shard(seeds, config), fetcher, agent=config.user_agent)
     if config.site:
@@ -212,6 +227,9 @@ def parse_seeds(texts: Sequence[str]) -> list[str]:
 
     seeds = []
     for text in texts:
+        place, at, host = text.partition("://")[2 * ("://" in text)].partition("/")[0].rpartition("@")
+        if at and place:
+            raise UsageError(f"a seed holds a user name or password before {host}", hint=f"leave it out, and give it as access: {{{host}: {{auth: $LOGIN}}}} with LOGIN=user:password in the environment; it is never written anywhere")
         url = parse_seed(text)
         if url is None:
             raise UsageError(f"{text!r} is not a URL that can be crawled", hint="seeds look like https://example.org/docs/; ingest reads files")
@@ -231,7 +249,8 @@ def _probe(seeds: Sequence[str], guard: Guard) -> None:
             return
         except Refused as refusal:
             first = first or refusal
-    assert first is not None  # there is at least one seed
+    if first is None:
+        return  # all go through a proxy
     raise _seed_error(seeds[0], first.rule, first.value)
 
 
@@ -306,7 +325,7 @@ def _begin_round(frontier: Frontier, config: Config, new_seeds: Sequence[str]) -
     return number
 
 
-def _crawl(config: Config, work: Work, frontier: Frontier, guard: Guard, number: int) -> Scheduler:
+def _crawl(config: Config, work: Work, frontier: Frontier, guard: Guard, access: Access, number: int) -> Scheduler:
     from llmpipe.crawl.extract import ExtractPool
     from llmpipe.crawl.fetch import Fetcher
     from llmpipe.crawl.manners import RobotsBook
@@ -319,7 +338,7 @@ def _crawl(config: Config, work: Work, frontier: Frontier, guard: Guard, number:
     with ExitStack() as stack:
         extractors = stack.enter_context(ExtractPool(work.workers, timeout_s=config.extract_timeout_s, metadata=config.metadata))
         archive = stack.enter_context(closing(Archive(work.output, frontier, keep=config.keep_raw)))
-        fetcher: Fetcher = Fetcher(guard, user_agent=config.user_agent, max_bytes=config.max_bytes, timeout_s=config.timeout_s)
+        fetcher: Fetcher = Fetcher(guard, user_agent=config.user_agent, max_bytes=config.max_bytes, timeout_s=config.timeout_s, access=access)
         fetchers = stack.enter_context(closing(FetchThreads(fetcher, num_threads=config.num_threads)))
         scheduler = Scheduler(
             settings=Settings(

@@ -31,7 +31,7 @@ from llmpipe.errors import InputError
 MAX_RECORD_BYTES = 64 << 20
 """Longer records are passed over, and said so."""
 MAX_HEADER_BYTES = 64 << 10
-_SECRET = {"set-cookie", "set-cookie2", "cookie", "authorization", "proxy-authorization", "proxy-authenticate", "authentication-info"}
+_SECRET = frozenset("set-cookie set-cookie2 cookie cookie2 authorization www-authenticate authentication-info".split())
 _FRAMING = {"content-encoding", "transfer-encoding", "content-length"}
 _GZIP = b"\x1f\x8b\x08"
 
@@ -79,7 +79,7 @@ class WarcWriter:
         headers = http_headers.items() if isinstance(http_headers, Mapping) else http_headers
         lines = [f"HTTP/1.1 {status} {_reason(status)}"]
         for name, value in headers:
-            if name.lower() not in _SECRET:
+            if not is_secret(name):
                 lines.append(_one_line(f"{'X-Archive-Orig-' if name.lower() in _FRAMING else ''}{name}: {value}"))
         lines.append(f"Content-Length: {len(body)}")
         block = "\r\n".join(lines).encode("utf-8", "replace") + b"\r\n\r\n" + body
@@ -111,6 +111,12 @@ class WarcWriter:
         self._file.write(member)
         self._file.flush()
         return offset, len(member)
+
+
+def is_secret(header: str) -> bool:
+    """Whether a header may carry a login or a session, and so is kept nowhere."""
+    name = header.lower()
+    return name in _SECRET or name.startswith("proxy-")
 
 
 def truncate(path: Path, size: int) -> None:
