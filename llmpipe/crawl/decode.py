@@ -97,7 +97,22 @@ _SINGLE_BYTE = {
     "cp874": frozenset("านรอกเงมยลวดท่้ัสคี"),
 }
 _SURE_DOUBLE, _SURE_SINGLE = 0.2, 0.5
-_LATIN = ["cp1252", "cp1250", "cp1254", "cp1257", "cp1258"]  # charset_normalizer knows their languages
+CAPITALS = 0.04
+"""Taken off for text in capitals. More of it costs pages that are all in capitals, less those in Greek."""
+_LIKELY_DOUBLE, _LIKELY_SINGLE = 0.08, 0.35
+"""Enough for the best of them where bytes above 0x7F stand together, so that the text is in no Latin script."""
+
+# Letters beyond ASCII of the languages of each Latin code page. A page is in one language, so its accents fit one of these
+# sets; read with another code page they fall into several.
+_LATIN = {
+    "cp1252": "éèàêçùôîâûëïœæ äöüß áéíóúñü áâãàçéêíóôõú àèéìòù ëïéèöü åäöé æøåé áéíóúýðþæö",
+    "cp1250": "áčďéěíňóřšťúůýž ąćęłńóśźż áéíóöőúüű ăâîşţ čćđšž áäčďéíĺľňóôŕšťúýž",
+    "cp1254": "çğıöşüâîûi̇",
+    "cp1257": "ąčęėįšųūž āčēģīķļņšūž äõöüšž",
+    "cp1258": "ăâđêôơưàáãèéìíòóõùúý\u0300\u0301\u0303\u0309\u0323",
+}
+_ALPHABETS = {codec: [frozenset(letters) for letters in languages.split(" ")] for codec, languages in _LATIN.items()}
+_PUNCTUATION = frozenset("\u00a0«»“”„‘’‚–—…·•°§©®€£¿¡ºª²³½×")
 
 _BOMS = [
     (codecs.BOM_UTF8, "utf-8"),
@@ -110,7 +125,8 @@ _COMMENT = re.compile(rb"<!--.*?-->", re.S)
 _META = re.compile(rb"<meta\s[^>]*?charset\s*=\s*[\"']?\s*([A-Za-z0-9_:.\-]{2,40})", re.I)
 _XML = re.compile(rb"^\s*<\?xml\s[^>]*?encoding\s*=\s*[\"']([A-Za-z0-9_:.\-]{2,40})", re.I)
 _HTTP = re.compile(r"charset\s*=\s*[\"']?\s*([A-Za-z0-9_:.\-]{2,40})", re.I)
-_HIGH_RUN = re.compile(rb"[\x80-\xff]+")
+_HIGH_RUN = re.compile(rb"[\x80-\x9f\xa1-\xff]+")  # without the no-break space, of which Latin pages have rows
+_BOX = re.compile("[\u2500-\u257f]+")  # a table's lines in a text of one of the double-byte codecs say nothing of its language
 _TAG = re.compile(rb"<[^>]{0,2000}>")
 
 
@@ -191,16 +207,19 @@ def _try_utf8(body: bytes, http: str | None, meta: str | None, truncated: bool) 
     decoded = _decoded(body, "utf-8", source, truncated)
     errors = decoded.text.count("\ufffd") - body.count(b"\xef\xbf\xbd")
     multibyte = len(decoded.text) - errors - sum(len(t) for t in _ascii_runs(decoded.text))
+    if multibyte < 6 and label in _DOUBLE_BYTE and (errors or max(decoded.text) < "\u0800") and "\ufffd" not in _decoded(body, label, "http", truncated).text:
+        return None  # a handful of sequences may be GBK by chance: then its label decides
     if errors == 0:
-        if multibyte < 6 and label in _DOUBLE_BYTE and max(decoded.text) < "\u0800":
-            # a handful of two-byte sequences may be GBK by chance: then its label decides
-            return None if "\ufffd" not in _decoded(body, label, "http", truncated).text else decoded
         return decoded
-    if multibyte >= 10 * errors or (label == "utf-8" and multibyte >= errors):
+    # one bad byte in a character of three leaves up to four U+FFFD in a row
+    faults = sum(-(-len(run) // 4) for run in _FAULT.findall(decoded.text))
+    trailing = len(decoded.text.encode("utf-8")) - len(decoded.text) - 2 * decoded.text.count("\ufffd")  # bytes after the first of a character: each could have been wrong
+    if (trailing >= 4 * faults and multibyte >= 2 * faults) or (multibyte >= 2 * faults and not _runs_are_long(body)) or (label == "utf-8" and multibyte >= errors):
         return decoded
     return None
 
 
+_FAULT = re.compile("\ufffd+")
 _ASCII_RUN = re.compile(r"[\x00-\x7f]+")
 
 
@@ -240,29 +259,44 @@ def _sample(body: bytes) -> bytes:
 def _detect(body: bytes, sample: bytes, truncated: bool, labelled: Decoded | None) -> Decoded:
     """Guess the codec of a body that is not UTF-8 and has no label that fits."""
     together = _runs_are_long(sample)
-    for table, sure in ((_DOUBLE_BYTE, _SURE_DOUBLE), (_SINGLE_BYTE, _SURE_SINGLE if together else 2.0)):
-        scores = {codec: _score(sample, codec, common) for codec, common in table.items()}
-        best = max(scores, key=scores.__getitem__)
-        if scores[best] >= sure:
-            return _decoded(body, best, "detected", truncated)
+    double = {codec: _score(sample, codec, common) for codec, common in _DOUBLE_BYTE.items()}
+    best = max(double, key=double.__getitem__)
+    if double[best] >= _SURE_DOUBLE:
+        return _decoded(body, best, "detected", truncated)
+    single = {codec: _score(sample, codec, common) for codec, common in _SINGLE_BYTE.items()} if together else {"": -1.0}
+    second = max(single, key=single.__getitem__)
+    if single[second] >= _SURE_SINGLE:
+        return _decoded(body, second, "detected", truncated)
     if labelled is not None and (_few_errors(labelled.text) or together):
         return labelled
-    if together:
-        return _decoded(body, "gb18030", "fallback", truncated)
-    return _decoded(body, _detect_latin(sample), "detected", truncated)
+    if not together:
+        return _decoded(body, _detect_latin(sample), "detected", truncated)
+    for codec, score, likely in ((best, double[best], _LIKELY_DOUBLE), (second, single[second], _LIKELY_SINGLE)):
+        if score >= likely:
+            return _decoded(body, codec, "detected", truncated)
+    return _decoded(body, "gb18030", "fallback", truncated)
 
 
 def _score(sample: bytes, codec: str, common: frozenset[str]) -> float:
-    """Give the share of `common` in what is not ASCII, less ten times the share of errors (two are free)."""
+    """Give the share of `common` in what is not ASCII, in any case, less ten times the share of errors (two are free)."""
     text = sample.decode(codec, "replace")
+    if codec in _DOUBLE_BYTE:
+        text = _BOX.sub("", text)
     other = [c for c in text if c > "\x7f"]
-    errors = text.count("\ufffd")
-    return (sum(c in common for c in other) - 10 * max(0, errors - 2)) / max(1, len(other))
+    errors = 10 * max(0, text.count("\ufffd") - 2)
+    if codec in _DOUBLE_BYTE:
+        return (sum(c in common for c in other) - errors) / max(1, len(other))
+    capitals = sum(c.isupper() for c in other)  # KOI8-R read as another code page, and the other way round, comes out in them
+    return (sum(c in common for c in "".join(other).lower()) - errors - CAPITALS * capitals) / max(1, len(other))
 
 
 def _detect_latin(sample: bytes) -> str:
-    """Choose among the Latin code pages; windows-1252 unless the detector is sure of another."""
-    from charset_normalizer import from_bytes
-
-    best = from_bytes(sample, cp_isolation=_LATIN, enable_fallback=False).best()
-    return best.encoding if best is not None and best.encoding in _LATIN else "cp1252"
+    """Choose among the Latin code pages by the language whose letters cover most of the text; windows-1252 where several do."""
+    best, most = "cp1252", -1
+    for codec, alphabets in _ALPHABETS.items():
+        letters = [c for c in sample.decode(codec, "replace").lower() if c > "\x7f"]
+        marks = sum(c in _PUNCTUATION for c in letters)
+        covered = marks + max(sum(c in alphabet for c in letters) for alphabet in alphabets)
+        if covered > most:
+            best, most = codec, covered
+    return best

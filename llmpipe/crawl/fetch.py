@@ -120,8 +120,30 @@ class _Current(threading.local):
     """Told of the socket that this thread's fetch waits on, from the moment it is connected."""
 
 
+class _Lines:
+    """Hands out the lines of a head and keeps the last."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self.last = file, b""
+
+    def readline(self, limit: int) -> bytes:
+        self.last = self._file.readline(limit)
+        return self.last
+
+    def close(self) -> None:
+        self._file.close()
+
+
 class _Response(http.client.HTTPResponse):
-    """http.client's, for servers that say 103 before 200, which it would take for the answer, and that count backwards."""
+    """http.client's, which takes 103 for the answer, a head that is cut off for a whole one, and -5 for the size of a chunk."""
+
+    def begin(self) -> None:
+        file = self.fp
+        self.fp = lines = _Lines(file)
+        super().begin()
+        self.fp = file
+        if lines.last not in (b"\r\n", b"\n"):
+            raise http.client.IncompleteRead(b"")
 
     def _read_status(self) -> tuple[str, int, str]:
         for _ in range(MAX_INTERIM):

@@ -82,3 +82,45 @@ def test_any_bytes_decode_to_something():
             found = decode(body, kind)
             assert 0 <= found.replacement_ratio <= 1
             found.text.encode("utf-8")
+
+
+@pytest.mark.parametrize(("text", "encoding"), [(ZH, "gb18030"), (HANT, "big5"), (JA, "shift_jis"), (JA, "euc_jp"), (KO, "euc_kr"), (RU, "cp1251"), (RU.upper(), "koi8_r"), (RU.upper(), "cp1251")])
+def test_a_utf8_label_on_other_bytes_is_seen_through(text, encoding):
+    for kind in ("text/html; charset=utf-8", 'text/html;charset="UTF8"', None):
+        found = decode(b'<meta charset="utf8">' + page(text, encoding), kind)
+        assert (text in found.text, found.source) == (True, "detected")
+
+
+def test_a_short_text_with_one_bad_byte_stays_utf8():
+    for text in ("Les souris sont autodétectées à l’amorçage.", "例子 显示当前", "коротко", "짧은 글 예"):
+        good = text.encode("utf-8")
+        for at in range(len(good) + 1):
+            for bad in (b"\xff", b"\x80", b"\xc0", b"\xe4"):
+                found = decode(b"<p>" + good[:at] + bad + good[at:] + b"</p>")
+                kept = sum(c in found.text for c in text)
+                assert kept >= len(text) - 2, (at, bad, found)
+
+
+def test_a_table_drawn_with_lines_is_still_chinese():
+    row = "│ 命令 │ 说明 │\n├──────┼──────┤\n│ ls   │ 列出目录 │\n"
+    assert row in decode(page(row * 3, "gbk")).text
+
+
+def test_latin_pages_are_told_apart_by_their_language():
+    for text, encoding in [
+        ("Après la sélection, l’été où l’élève préfère goûter la crème brûlée à Nîmes.", "cp1252"), ("Größe und Übersicht: schöne Straßen, „müde“ Füße.", "cp1252"),
+        ("¿Dónde está el niño? Mañana vendrá con su corazón.", "cp1252"), ("Příliš žluťoučký kůň úpěl ďábelské ódy.", "cp1250"), ("Árvíztűrő tükörfúrógép, őszi hűvös.", "cp1250"),
+        ("Şu köşe yaz köşesi, ığdır'ın güneşi çok sıcak.", "cp1254"), ("Įlinkdama fechtuotojo špaga sublykčiojusi pragręžė apvalų arbūzą.", "cp1257"),
+    ]:  # fmt: skip
+        assert text in decode(page(text, encoding)).text
+
+
+def test_where_a_page_names_its_charset():
+    body = "短文".encode("gbk")
+    late = b"<html><head><script>" + b"x" * 6_000 + b'</script><meta charset="gbk"></head>' + body
+    xhtml = b'<?xml version="1.0" encoding="utf-8"?><html><head><meta http-equiv="Content-Type" content="text/html; charset=gbk"/></head>' + body
+    for data in (late, xhtml, b"<META CHARSET=GBK>" + body, b"<meta name=x content=y charset = 'gbk' >" + body):
+        assert decode(data).text.endswith("短文")
+    seven = decode(b"<meta charset=utf-7>+ADw-script+AD4- caf\xe9", "text/html; charset=utf-7")
+    assert "+ADw-script" in seven.text and seven.text.endswith("café")  # no browser reads UTF-7: what looks like a tag in it is text
+    assert decode(b'<meta charset="utf-16">' + "短文，河水流过。".encode()).text.endswith("短文，河水流过。")
