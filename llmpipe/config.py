@@ -441,6 +441,23 @@ def _masked(value: Any) -> Any:
     return value if value is None or isinstance(value, bool) else str(value) if isinstance(value, Path) or _SHOWN.fullmatch(str(value)) else "***"
 
 
+def secret_texts(config: Any) -> set[str]:
+    """Collect the texts that `as_dict` hides."""
+    hidden = [getattr(config, f.name) for f in dataclasses.fields(config) if f.metadata.get("secret")] if dataclasses.is_dataclass(config) else []
+    return {text for text in leaves(hidden) if len(text) > 3 and not _SHOWN.fullmatch(text)}
+
+
+def leaves(value: Any) -> set[str]:
+    """Collect the texts in nested dicts, lists and dataclasses, keys left out."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return leaves([getattr(value, f.name) for f in dataclasses.fields(value)])
+    if isinstance(value, dict):
+        return leaves(list(value.values()))
+    if isinstance(value, list | tuple):
+        return {text for item in value for text in leaves(item)}
+    return {str(value)} if isinstance(value, str) else set()
+
+
 def _without_login(text: str) -> str:
     return re.sub(r"//[^/@\s]*@", "//***@", text)
 

@@ -108,7 +108,8 @@ def _split_sets(sets: Sequence[str], names: list[str]) -> dict[str, list[str]]:
     for item in sets:
         step, dot, rest = item.partition(".")
         if not dot or step not in names:
-            raise UsageError(f"--set {item!r}: {step.partition('=')[0]!r} is not a step{configs.nearest(step, names)}", hint="in a pipeline it is --set STEP.KEY=VALUE")
+            shown = re.split(r"[{\[:]", item)[0]  # what follows may hold a password
+            raise UsageError(f"--set {shown!r}: {step.partition('=')[0]!r} is not a step{configs.nearest(step, names)}", hint="in a pipeline it is --set STEP.KEY=VALUE")
         out.setdefault(step, []).append(rest)
     return out
 
@@ -186,11 +187,22 @@ def select(pipeline: Pipeline, *, first: str | None = None, last: str | None = N
     return [s for i, s in enumerate(pipeline.steps) if (s.name in only if only else start <= i <= end)]
 
 
+def _without_secrets(pipeline: Pipeline) -> str:
+    """The pipeline's text with `***` for what its secret fields hold, other than names of variables."""
+    text = pipeline.source.read_text(encoding="utf-8")
+    held = sorted({s for step in pipeline.steps for s in configs.secret_texts(step.config)}, key=len, reverse=True)
+    for secret in held:
+        text = text.replace(secret, "***")
+    if held and any(secret in configs.leaves(configs.parse(text, str(pipeline.source))) for secret in held):
+        raise UsageError(f"{pipeline.source}: a secret is spelled with escapes, and a copy of this file is kept in {pipeline.run_dir}", hint="name a variable of the environment in its place: $NAME")
+    return text
+
+
 def run_pipeline(pipeline: Pipeline, steps: Sequence[Step], options: Options, *, announce: Callable[[str], None] = log.info) -> list[Outcome]:
     """Run steps in order under a lock on the run directory; a step that is fresh costs milliseconds."""
     outcomes = []
     with directory_lock(pipeline.run_dir):
-        atomic_write(pipeline.run_dir / "pipeline.yaml", pipeline.source.read_text(encoding="utf-8"))
+        atomic_write(pipeline.run_dir / "pipeline.yaml", _without_secrets(pipeline))
         for number, step in enumerate(steps, 1):
             announce(f"[{number}/{len(steps)}] {step.name}")
             try:

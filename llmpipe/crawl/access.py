@@ -21,13 +21,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, urlsplit
-from urllib.request import Request
+from urllib.request import Request, getproxies_environment
 
 from llmpipe.errors import UsageError
 
 MAX_COOKIES = 50
 MAX_COOKIE_CHARS = 4_096
 """Of one cookie that a server sets; with `MAX_COOKIES` a domain: RFC 6265, 6.1."""
+MAX_PLACES = 10_000
+"""Origins whose entry is remembered."""
 MIN_REDACTED = 8
 """Shorter secrets, and those of letters alone, are not looked for in what a server says: they stand in ordinary text too."""
 
@@ -121,6 +123,10 @@ class Access:
         self._entries = [self._entry(key, given, environ) for key, given in (hosts or {}).items()]
         self._entries.sort(key=lambda e: e.key.closeness, reverse=True)
         self._proxy = self._proxy_url(proxy, "proxy", environ)
+        if "env" in (self._proxy, *(e.proxy for e in self._entries)):
+            for scheme, url in getproxies_environment().items():
+                if scheme in ("http", "https", "all"):
+                    self._proxy_url(url.replace("$", "$$") if "://" in url else f"http://{url}", f"{scheme.upper()}_PROXY in the environment", environ)
         self._found: dict[tuple[str, str, int], _Entry | None] = {}
         self._proxies: dict[tuple[str, str, int], str | None] = {}
         self.is_empty = not self._entries and self._proxy is None
@@ -150,11 +156,14 @@ class Access:
         if self.is_empty:
             return None
         place = _place(url)
-        if place not in self._proxies:
-            entry = next((e for e in self._entries if e.proxy is not None and e.key.covers(*place)), None)
-            chosen = entry.proxy if entry is not None else self._proxy
-            self._proxies[place] = None if chosen == "none" else _environment_proxy(url) if chosen == "env" else chosen
-        return self._proxies[place]
+        if place in self._proxies:
+            return self._proxies[place]
+        if len(self._proxies) >= MAX_PLACES:
+            self._proxies.clear()
+        entry = next((e for e in self._entries if e.proxy is not None and e.key.covers(*place)), None)
+        chosen = entry.proxy if entry is not None else self._proxy
+        self._proxies[place] = found = None if chosen == "none" else _environment_proxy(url) if chosen == "env" else chosen
+        return found
 
     def is_trusted(self, url: str) -> bool:
         return self._trusted(url) is not None
@@ -185,9 +194,12 @@ class Access:
         if not self._entries:
             return None
         place = _place(url)
-        if place not in self._found:
-            self._found[place] = next((e for e in self._entries if e.key.trusts(*place)), None)
-        return self._found[place]
+        if place in self._found:
+            return self._found[place]
+        if len(self._found) >= MAX_PLACES:
+            self._found.clear()
+        self._found[place] = entry = next((e for e in self._entries if e.key.trusts(*place)), None)
+        return entry
 
     # --- reading the config -----------------------------------------------------------------------------------------
 
@@ -211,7 +223,10 @@ class Access:
             raise UsageError(f"{where}.cookies: a value holds a blank or one of ; , \" \\, which no cookie may hold")
         jar = CookieJar(_Policy()) if given.session or isinstance(given.cookies, Path) else None
         if isinstance(given.cookies, Path) and jar is not None:
-            for cookie in _read_cookies(given.cookies, where):
+            path = given.cookies
+            if path.name.startswith("$"):
+                path = path.parent / expand(path.name, f"{where}.cookies", environ)
+            for cookie in _read_cookies(path, where):
                 self._keep_secret(cookie.value or "")
                 jar.set_cookie(cookie)
         return _Entry(key, headers, named, jar, given.session, self._proxy_url(given.proxy, f"{where}.proxy", environ))

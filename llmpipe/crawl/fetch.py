@@ -304,11 +304,15 @@ class Fetcher:
             request = self._prepare(url, target)
             response = adapter.send(request, stream=True, timeout=(min(CONNECT_TIMEOUT_S, left), min(READ_TIMEOUT_S, left)), verify=True, proxies=proxies)
             fetched.status = response.status_code
+            if proxies is not None and fetched.status == 407:  # said by the proxy, not by the host: its robots.txt is not missing
+                raise Refused("proxy", "407: it wants a login")
             fetched.new_cookies = self.access.learn(url, response.raw.headers)
             fetched.headers = [(k, v) for k, v in response.raw.headers.items() if not is_secret(k)]
             self._judge(fetched, response, deadline)
         except Exception as error:  # a server can make every layer fail; each failure becomes a counted rule
             fetched.rule, fetched.value, fetched.retry = classify(error, late=time.monotonic() >= deadline)
+            if fetched.rule == "proxy":
+                fetched.status = 0
         finally:
             if response is not None:
                 _finish(response, unread=fetched.rule is not None or fetched.truncated is not None)

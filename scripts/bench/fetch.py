@@ -74,7 +74,7 @@ def main() -> None:
         for _ in range(ROUNDS):
             for name, get in ways.items():
                 began = time.process_time()
-                assert all([get(f"{origin}{path}/{n}") for n in range(pages)])
+                assert all(get(f"{origin}{path}/{n}") for n in range(pages))
                 spent[name].append((time.process_time() - began) / pages * 1e3)
         for name, times in spent.items():
             print(f"{path[1:]:6} {name:34} {median(times):.3f} ms of CPU a page")

@@ -18,6 +18,8 @@ from llmpipe.crawl.fetch import Fetched, Fetcher, Target, tls_context
 from llmpipe.crawl.guard import Guard
 from llmpipe.crawl.warc import read_warc
 from llmpipe.errors import UsageError
+from llmpipe.pipeline import load_pipeline, run_pipeline
+from llmpipe.stage import Options
 from tests.crawl.server import Answer, answer, certificate, forward_proxy, page, redirect, serve
 
 SECRET = "geheim-9f3a77c1"
@@ -155,6 +157,7 @@ def test_a_cookies_file_gives_each_cookie_where_it_belongs(tmp_path: Path) -> No
     access = Access({"*": HostAccess(cookies=file)})
     assert access.headers("https://sub.a.example/") == {"Cookie": f"wide={SECRET}"}
     assert access.headers("https://localhost/") == {"Cookie": "near=5"}
+    assert Access({"a.example": HostAccess(cookies=tmp_path / "$JAR")}, environ={"JAR": str(file)}).headers("https://a.example/") == {"Cookie": f"wide={SECRET}"}
     for wrong, words in ((f"# Netscape\n{SECRET}", "line 2: not a line"), (lines[3] + "\n", "still valid"), ("", "still valid"), (lines[0].replace("4102444800", "soon"), "line 1")):
         file.write_text(wrong, encoding="utf-8")
         with pytest.raises(UsageError, match=words) as caught:
@@ -205,7 +208,7 @@ def test_a_proxy_is_used_for_http_and_by_connect_for_https(localhost_tls) -> Non
         assert len(proxy.asked) == 3
         for url in (site.url(), f"https://localhost:{safe.port}/"):
             refused = fetch(url, Access(proxy=f"http://p:{SECRET}x@127.0.0.1:{proxy.port}"))
-            assert refused.rule in ("http_407", "proxy") and not refused.retry and SECRET not in refused.value
+            assert (refused.rule, refused.status, refused.retry) == ("proxy", 0, False) and "407" in refused.value and SECRET not in refused.value
     gone = fetch(site.url(), Access(proxy=f"http://p:{SECRET}@127.0.0.1:{proxy.port}"))
     assert (gone.rule, gone.retry) == ("proxy", True) and SECRET not in gone.value
 
@@ -231,6 +234,10 @@ def test_a_proxy_leads_into_no_private_network(monkeypatch: pytest.MonkeyPatch) 
         assert fetch("http://far.invalid/", allow_private=False).rule == "dns"  # the environment's proxy counts only if asked for
         assert fetch("http://far.invalid/", Access(proxy="env"), allow_private=False).rule is None
         assert Access(proxy="env").proxy(site.url()) is None
+        monkeypatch.setenv("https_proxy", f"socks5://p:{SECRET}@h:1")
+        with pytest.raises(UsageError, match="HTTPS_PROXY in the environment: expected http") as caught:
+            Access({"*": HostAccess(proxy="env")})
+        assert SECRET not in f"{caught.value.message} {caught.value.hint}"
 
 
 # --- nothing secret is kept -----------------------------------------------------------------------------------------
@@ -290,6 +297,25 @@ def test_no_output_log_or_message_holds_a_secret(tmp_path: Path, llmpipe: Callab
     records = [r for path in (tmp_path / "out" / "warc").iterdir() for r in read_warc(path)]
     assert len(records) == 2 and not any({"set-cookie", "authentication-info", "proxy-connection"} & set(r.http_headers) for r in records)
     assert holds(tmp_path, "维基".encode())  # the search does find what is there
+
+
+def test_the_copy_of_a_pipeline_in_its_run_directory_holds_no_secret(tmp_path: Path) -> None:
+    file = tmp_path / "own" / "crawl.yaml"
+    file.parent.mkdir()
+    with serve({"/": behind_login(page("Wiki 维基"))}) as site:
+        step = f'seeds: ["{site.url()}"]\n      allow_private: true\n      delay_s: 0\n      max_pages: 1\n      access: {{"{site.url()}": {{auth: "{LOGIN}", headers: {{X-Key: $KEY}}, cookies: {{id: "%s"}}}}}}\n'
+        file.write_text(f"steps:\n  - crawl: # 维基\n      {step}" % "abcd1234", encoding="utf-8")
+        pipeline = load_pipeline(file, run_dir=tmp_path / "run")
+        with pytest.raises(UsageError, match="step crawl: access.*no variable KEY"):
+            run_pipeline(pipeline, pipeline.steps, Options(workers=1))
+    kept = (tmp_path / "run" / "pipeline.yaml").read_text(encoding="utf-8")
+    assert 'auth: "***", headers: {X-Key: $KEY}, cookies: {id: "***"}' in kept and "维基" in kept
+    assert holds(tmp_path / "run", SECRET.encode(), b"abcd1234") == []
+    file.write_text(f"steps:\n  - crawl: # 维基\n      {step}" % "abcd\\x31234", encoding="utf-8")
+    pipeline = load_pipeline(file, run_dir=tmp_path / "again")
+    with pytest.raises(UsageError, match="spelled with escapes"):
+        run_pipeline(pipeline, pipeline.steps, Options(workers=1))
+    assert not (tmp_path / "again" / "pipeline.yaml").exists()
 
 
 def test_what_is_wrong_is_named_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
