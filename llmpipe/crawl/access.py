@@ -16,12 +16,15 @@ import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http.cookiejar import Cookie, CookieJar, DefaultCookiePolicy
+from http.client import HTTPMessage
+from http.cookiejar import Cookie, CookieJar, DefaultCookiePolicy, http2time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, getproxies_environment
+
+import idna
 
 from llmpipe.errors import UsageError
 
@@ -144,11 +147,15 @@ class Access:
     def learn(self, url: str, headers: Any) -> bool:
         """Keep the cookies of a response where the config says so; return whether one is new or changed."""
         entry = self._trusted(url)
-        if entry is None or not entry.session or entry.jar is None or not headers.get("Set-Cookie"):
+        if entry is None or not entry.session or entry.jar is None or "Set-Cookie" not in headers:
             return False
+        said = HTTPMessage()
+        for line in headers.getlist("Set-Cookie"):
+            if (clean := _clean_cookie(line)) is not None:
+                said["Set-Cookie"] = clean
         with entry.lock:
             before = _state(entry.jar)
-            entry.jar.extract_cookies(SimpleNamespace(info=lambda: headers), Request(url))  # type: ignore[arg-type]  # it asks for info().get_all alone
+            entry.jar.extract_cookies(SimpleNamespace(info=lambda: said), Request(url))  # type: ignore[arg-type]  # it asks for info() alone
             return _state(entry.jar) != before
 
     def proxy(self, url: str) -> str | None:
@@ -276,6 +283,11 @@ def _is_latin1(text: str) -> bool:
 
 
 def _parse_key(text: str) -> _Key | None:
+    if not text.isascii() and (parts := re.fullmatch(r"((?:https?://)?(?:\*\.)?)([^/:*@]+)((?::\d+)?/?)", text)):
+        try:
+            text = f"{parts[1]}{idna.encode(parts[2], uts46=True).decode('ascii')}{parts[3]}"  # as it is spelled in URLs
+        except idna.IDNAError:
+            return None
     match = _KEY.fullmatch(text.lower())
     if match is None or (match[3] and not 0 < int(match[3]) < 65536):
         return None
@@ -332,6 +344,30 @@ def _read_cookies(path: Path, where: str) -> list[Cookie]:
     if not found:
         raise UsageError(f"{where}.cookies: {path} holds no cookie that is still valid", hint="log in again and export it anew")
     return found
+
+
+def _clean_cookie(line: str) -> str | None:
+    """Reduce a Set-Cookie to what http.cookiejar reads without stumbling (and printing what it stumbled on); None for no cookie."""
+    pair, *attributes = line.split(";")
+    name, equals, value = (part.strip(" \t") for part in pair.partition("="))
+    if not equals or not _TOKEN.fullmatch(name) or name.startswith("$") or not value.isascii() or not value.isprintable() or '"' in value.strip('"'):
+        return None
+    kept = [f"{name}={value}"]
+    for attribute in attributes:
+        key, _, text = (part.strip(" \t") for part in attribute.partition("="))
+        key = key.lower()
+        good = {
+            "domain": re.fullmatch(r"\.?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", text),
+            "path": re.fullmatch(r"/[!-:<-~]*", text),
+            "max-age": re.fullmatch(r"-?\d{1,9}", text),
+            "expires": len(text) < 60 and text.isascii() and text.isprintable() and http2time(text) is not None,
+            "secure": True,
+        }
+        if good.get(key):
+            kept.append(key if key == "secure" else f"{key}={text}")
+        elif key == "domain" and text:
+            return None
+    return "; ".join(kept)
 
 
 def _cookie_header(entry: _Entry, url: str) -> str:

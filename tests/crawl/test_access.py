@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from urllib3 import HTTPHeaderDict
 
 from llmpipe.crawl.access import Access, HostAccess, check_key
 from llmpipe.crawl.fetch import Fetched, Fetcher, Target, tls_context
@@ -77,6 +78,7 @@ def test_a_login_and_headers_open_the_page_they_are_for() -> None:
         ("*.example.org", ["https://example.org/", "https://a.example.org/", "https://a.b.example.org/"], ["https://badexample.org/", "http://a.example.org/", "https://example.org.evil.net/"]),
         ("*", ["https://any.net/"], ["http://any.net/", "https://any.net:444/"]),
         ("http://[::1]:80", ["http://[::1]/"], ["http://[::2]/"]),
+        ("*.例子.测试", ["https://xn--fsqu00a.xn--0zwm56d/", "https://a.xn--fsqu00a.xn--0zwm56d/"], ["https://xn--0zwm56d/"]),
         ("A.Example", ["https://a.example/"], ["https://user@b.example/?a.example"]),
     ],
 )
@@ -180,6 +182,25 @@ def test_a_flood_of_cookies_stays_small() -> None:
         for n in range(5):
             fetch(site.url(f"/{n}"), access)
         assert 0 < len(access.headers(site.url())["Cookie"]) < 2_000
+
+
+@pytest.mark.filterwarnings("error")  # http.cookiejar prints what it stumbles on
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("a=b; Path=/; HttpOnly; SameSite=Lax; Version=x; Port=\"80,x\"", "a=b"),
+        ("a=b; Max-Age=99999999999999999999; expires; Expires=Wed, 21 Oct 9999 99:99:99 GMT", "a=b"),
+        ("a=b=c; Expires=Wed, 21 Oct 2099 07:28:00 GMT", "a=b=c"),
+        ('a="b c"', 'a="b c"'),
+        ("a=b; Max-Age=0", None), ("a=b; Domain=.evil.example", None), ("a=b; Domain=..", None),
+        ("a=b\0c", None), ("a=\xe9", None), ("no cookie", None), ("=b", None), ("$a=b", None), ("a b=c", None), ("", None), (";;;", None), ("a" * 5_000 + "=b", None),
+    ],
+)  # fmt: skip
+def test_cookies_are_taken_as_a_browser_takes_them(said: str, kept: str | None) -> None:
+    access = Access({"a.example": HostAccess(session=True)})
+    assert access.learn("https://a.example/x", HTTPHeaderDict({"Set-Cookie": said})) == (kept is not None)
+    assert access.headers("https://a.example/x").get("Cookie") == kept
+    assert not access.learn("https://a.example/x", HTTPHeaderDict({"Set-Cookie": said}))
 
 
 # --- proxies ------------------------------------------------------------------------------------------------------
