@@ -26,9 +26,6 @@ from typing import Any
 from llmpipe.crawl.decode import decode
 from llmpipe.errors import LlmpipeError
 
-MIN_KEPT_SHARE = 0.5
-"""Extraction that keeps less of a page's prose than this is tried again for recall."""
-MIN_PROSE_CHARS = 1_000
 MAX_DOCUMENTS = 2_000
 """A worker is replaced after as many: lxml and trafilatura's caches grow by up to 1 MB a page."""
 FALLBACK_TIMEOUT_S = 10.0
@@ -102,13 +99,16 @@ def extract(body: bytes | str, url: str, content_type: str | None = None, *, met
     )
     if fallback:
         return replace(page, text=html_tree.plain_text(tree), extractor="fallback")
+    from llmpipe.crawl import main_text
+
     error = None
     try:
+        main_text.remove_dull_spans(tree)
         if metadata:
             page = _with_metadata(page, tree, url)
         if html_tree.is_bare(tree):
             return replace(page, text=html_tree.plain_text(tree), extractor="plain")
-        text = _main_text(tree)
+        text = main_text.main_text(tree)
     except MemoryError:
         text, error = "", "memory"
     except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError, AssertionError, OSError) as problem:
@@ -128,35 +128,10 @@ def _is_html(kind: str, text: str) -> bool:
     return re.search(r"<(!doctype html|html|head|body|title|div|p|table|a)[\s>]", text[:4096], re.I) is not None
 
 
-def _main_text(tree: Any) -> str:
-    """Run trafilatura, for recall too if it keeps little of a page's prose, and take the whole page if that keeps little."""
-    from llmpipe.crawl import html_tree
-
-    prose = html_tree.prose_chars(tree)
-    html_tree.unwrap_layout_tables(tree)
-    text = _trafilatura(tree, recall=False)
-    if prose >= MIN_PROSE_CHARS and len(text) < MIN_KEPT_SHARE * prose:
-        more = _trafilatura(tree, recall=True)
-        if len(more) > 1.5 * len(text):
-            text = more
-    return text
-
-
-def _trafilatura(tree: Any, *, recall: bool) -> str:
-    import logging
-
-    from trafilatura import bare_extraction
-
-    logging.getLogger("trafilatura").setLevel(logging.CRITICAL)  # it logs each odd page; our verdict is on the row
-    # deduplicate=True keeps an LRU cache between pages: a page's text would depend on the worker that had it
-    found = bare_extraction(tree, fast=True, favor_recall=recall, include_comments=False, include_tables=True, deduplicate=False)
-    return (found.text or "").strip() if found is not None else ""
-
-
 def _with_metadata(page: Extracted, tree: Any, url: str) -> Extracted:
-    from trafilatura.metadata import extract_metadata
+    from llmpipe.crawl import main_text
 
-    found = extract_metadata(tree, url, None, False)
+    found = main_text.metadata(tree, url)
     return replace(page, title=found.title or page.title, author=found.author, date=found.date, license=page.license or found.license)
 
 
@@ -326,10 +301,9 @@ def work(fd: int, parent: int, max_rss_bytes: int, max_documents: int) -> None:
     from llmpipe.executor import die_with_parent
 
     die_with_parent(parent)
-    import trafilatura  # noqa: F401  # before the limit on memory and before the first deadline
+    from llmpipe.crawl import html_tree, main_text  # noqa: F401
 
-    from llmpipe.crawl import html_tree  # noqa: F401
-
+    main_text.prepare()  # before the limit on memory and before the first deadline
     limit = _limit_memory(max_rss_bytes)
     connection = Connection(fd)
     connection.send_bytes(b"{}")
