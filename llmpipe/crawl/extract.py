@@ -104,11 +104,12 @@ def extract(body: bytes | str, url: str, content_type: str | None = None, *, met
     error = None
     try:
         main_text.remove_dull_spans(tree)
-        if metadata:
-            page = _with_metadata(page, tree, url)
-        if html_tree.is_bare(tree):
-            return replace(page, text=html_tree.plain_text(tree), extractor="plain")
-        text = main_text.main_text(tree)
+        with main_text.known_attributes(tree):
+            if metadata:
+                page = _with_metadata(page, tree, url)
+            if html_tree.is_bare(tree):
+                return replace(page, text=html_tree.plain_text(tree), extractor="plain")
+            text = main_text.main_text(tree)
     except MemoryError:
         text, error = "", "memory"
     except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError, AssertionError, OSError) as problem:
