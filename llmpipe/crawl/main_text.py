@@ -161,7 +161,7 @@ class _Clause:
             return "false()"
         if not self.text.startswith("re:"):
             return self.text
-        if len(self.names) == 1 and len(passing) <= 20 and not any("'" in value for value in passing):
+        if len(self.names) == 1 and len(passing) <= 20 and all(len(value) < 200 and "'" not in value and value.isprintable() for value in passing):
             return "(" + " or ".join(f"@{self.names[0]}='{value}'" for value in passing) + ")"
         return f"(({' or '.join('@' + name for name in self.names)}) and {self.text})"
 
@@ -219,8 +219,10 @@ def _word_in(branch: str) -> str:
     """Give the longest run of plain characters that every match of a regex without top-level `|` holds."""
     if "\\" in branch:
         return ""
-    for pattern in (r"\([^()]*\)[?*+]?", r"\[[^]]*\][?*+]?", r".[?*]|\{.*?\}", r"[\^$.+()]"):
-        branch = re.sub(pattern, "\0", branch)
+    branch = re.sub(r"\[[^]]*\][?*+]?", "\0", branch)
+    while (outer := re.sub(r"\([^()]*\)[?*+]?", "\0", branch)) != branch:
+        branch = outer
+    branch = re.sub(r"[\^$.+]", "\0", re.sub(r".[?*]|\{.*?\}", "\0", branch))
     return max(branch.split("\0"), key=len)
 
 
