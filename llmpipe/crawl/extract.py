@@ -11,6 +11,7 @@ fails on. Reads and writes no files.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from llmpipe.errors import LlmpipeError
 MAX_DOCUMENTS = 2_000
 """A worker is replaced after as many: lxml and trafilatura's caches grow by up to 1 MB a page."""
 FALLBACK_TIMEOUT_S = 10.0
+AHEAD_BYTES = 60_000
+"""A document no longer than this is sent to a worker that is at another: with its header it fits into a pipe's buffer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +152,7 @@ class _Job:
 
 
 class _Worker:
-    """One process, one pipe, at most one document. It takes work once it has said that it is ready."""
+    """One process, one pipe. It takes work once it has said that it is ready; the first of its documents is being extracted."""
 
     def __init__(self, arguments: list[str]) -> None:
         self.connection, theirs = Pipe()
@@ -159,15 +162,20 @@ class _Worker:
             code = "import sys; sys.path.insert(0, sys.argv.pop(1)); from llmpipe.crawl.extract import work; work(*map(int, sys.argv[1:]))"
             command = [sys.executable, "-P", "-c", code, str(Path(__file__).parents[2]), str(fd), str(os.getpid()), *arguments]
             self.process = subprocess.Popen(command, pass_fds=(fd,), stdin=subprocess.DEVNULL, start_new_session=False)
-        self.job: _Job | None = None
+        self.jobs: deque[_Job] = deque()
         self.ready = False
         self.deadline = time.monotonic() + 120.0
 
+    def may_take(self, job: _Job) -> bool:
+        """Whether it is idle, or the document fits into its pipe, so that it need not wait for us when it is done."""
+        return self.ready and (not self.jobs or (len(self.jobs) == 1 and len(job.body) <= AHEAD_BYTES and not (job.error or self.jobs[0].error)))
+
     def send(self, job: _Job, timeout_s: float) -> None:
-        self.job, self.deadline = job, time.monotonic() + timeout_s
+        self.jobs.append(job)
+        if len(self.jobs) == 1:
+            self.deadline = time.monotonic() + timeout_s
         try:
-            self.connection.send_bytes(json.dumps(job.header).encode())
-            self.connection.send_bytes(job.body)
+            self.connection.send_bytes(json.dumps(job.header).encode() + b"\n" + job.body)
         except OSError:
             pass  # it died; poll() sees its pipe closed and deals with the job
 
@@ -201,7 +209,13 @@ class ExtractPool:
         self._queue: deque[_Job] = deque()
         self._done: list[Extracted] = []
         self._false_starts = 0
-        self._workers = [_Worker(self._arguments) for _ in range(max(1, num_workers))]
+        self._num_workers = max(1, num_workers)
+        self._workers: list[_Worker] = []
+
+    def start(self) -> None:
+        """Start the processes now. Else each starts when there is a document for it: a visit that finds nothing new needs none."""
+        while len(self._workers) < self._num_workers:
+            self._workers.append(_Worker(self._arguments))
 
     def __enter__(self) -> ExtractPool:
         return self
@@ -233,12 +247,12 @@ class ExtractPool:
         until = time.monotonic() + timeout
         while True:
             now = time.monotonic()
-            nearest = min((w.deadline for w in self._workers if w.job or not w.ready), default=until)
-            if self.pending:
+            nearest = min((w.deadline for w in self._workers if w.jobs or not w.ready), default=until)
+            if self.pending and self._workers:
                 for connection in wait([w.connection for w in self._workers], max(0.0, min(until, nearest) - now)):
                     self._receive(next(w for w in self._workers if w.connection is connection))
             for worker in self._workers:
-                if (worker.job or not worker.ready) and time.monotonic() > worker.deadline:
+                if (worker.jobs or not worker.ready) and time.monotonic() > worker.deadline:
                     self._replace(worker, "timeout")
             self._dispatch()
             if self._done or not self.pending or time.monotonic() >= until:
@@ -252,34 +266,45 @@ class ExtractPool:
         self._workers = []
 
     def _dispatch(self) -> None:
-        for worker in self._workers:
-            if self._queue and worker.ready and worker.job is None:
-                job = self._queue.popleft()
-                worker.send(job, FALLBACK_TIMEOUT_S if job.error else self.timeout_s)
+        for depth in (0, 1):  # an idle worker first
+            for worker in self._workers:
+                if self._queue and len(worker.jobs) == depth and worker.may_take(self._queue[0]):
+                    job = self._queue.popleft()
+                    worker.send(job, self._timeout(job))
+        waiting = len(self._queue) - sum(not worker.ready for worker in self._workers)
+        if waiting > 0 and len(self._workers) < self._num_workers:
+            self._workers.append(_Worker(self._arguments))
+
+    def _timeout(self, job: _Job) -> float:
+        return FALLBACK_TIMEOUT_S if job.error else self.timeout_s
 
     def _receive(self, worker: _Worker) -> None:
         try:
-            message = json.loads(worker.connection.recv_bytes())
-        except (EOFError, OSError, ValueError):
+            message = worker.connection.recv_bytes()
+        except (EOFError, OSError):
             self._replace(worker, "crash")
             return
         if not worker.ready:
             worker.ready, self._false_starts = True, 0
             return
-        job, worker.job = worker.job, None
-        assert job is not None
-        self._finish(job, extracted_from_json(message["page"]))
-        if message["last"]:
+        job, last = worker.jobs.popleft(), message[:1] == b"L"
+        self._finish(job, extracted_from_bytes(message[1:]))
+        if worker.jobs:
+            worker.deadline = time.monotonic() + self._timeout(worker.jobs[0])
+        if last:
+            self._queue.extendleft(reversed(worker.jobs))  # not its fault
+            worker.jobs.clear()
             self._replace(worker, "retired")
 
     def _replace(self, worker: _Worker, why: str) -> None:
-        """Kill a worker and start another; its document is tried again, once."""
+        """Kill a worker and start another; the document it was at is tried again, once."""
         worker.stop()
         if not worker.ready:
             self._false_starts += 1
             if self._false_starts > 2 * len(self._workers):
                 raise LlmpipeError("the processes that extract text do not start", hint="llmpipe doctor checks the installation")
-        job = worker.job
+        job = worker.jobs.popleft() if worker.jobs else None
+        self._queue.extendleft(reversed(worker.jobs))
         self._workers[self._workers.index(worker)] = _Worker(self._arguments)
         if job is not None and job.error is None:
             self._queue.appendleft(_Job(job.key, job.body, {**job.header, "fallback": True}, why))
@@ -291,31 +316,46 @@ class ExtractPool:
         self._done.append(replace(page, error=job.error) if job.error else page)
 
 
-def extracted_from_json(value: dict[str, Any]) -> Extracted:
-    value["links"] = [Link(link["url"], link["nofollow"]) for link in value["links"]]
+def extracted_to_bytes(page: Extracted) -> bytes:
+    """Write a result for the pipe: a line of JSON, then the text as it is, which would be most of the JSON and twice as long."""
+    value = {f: getattr(page, f) for f in _FIELDS}
+    value["links"] = [(link.url, link.nofollow) for link in page.links]
+    return json.dumps(value).encode() + b"\n" + page.text.encode("utf-8", "surrogatepass")
+
+
+def extracted_from_bytes(data: bytes) -> Extracted:
+    head, _, text = data.partition(b"\n")
+    value = json.loads(head)
+    value["links"] = [Link(url, nofollow) for url, nofollow in value["links"]]
     value["meta_robots"] = [(agent, tuple(directives)) for agent, directives in value["meta_robots"]]
-    return Extracted(**value)
+    return Extracted(**value, text=text.decode("utf-8", "surrogatepass"))
+
+
+_FIELDS = [f.name for f in fields(Extracted) if f.name != "text"]
 
 
 def work(fd: int, parent: int, max_rss_bytes: int, max_documents: int) -> None:
-    """Serve one pipe in a worker process: a header and a body in, JSON out. Ends when the pipe does."""
+    """Serve one pipe in a worker process: a line of JSON and a body in, a mark (L: my last), a line of JSON and a text out."""
     from llmpipe.executor import die_with_parent
 
     die_with_parent(parent)
     from llmpipe.crawl import html_tree, main_text  # noqa: F401
 
     main_text.prepare()  # before the limit on memory and before the first deadline
+    gc.freeze()  # what is loaded stays; and trees are freed by counting, so that looking for cycles can be rarer
+    gc.set_threshold(50_000, 20, 50)
     limit = _limit_memory(max_rss_bytes)
     connection = Connection(fd)
     connection.send_bytes(b"{}")
     for number in range(1, max_documents + 1):
         try:
-            header, body = json.loads(connection.recv_bytes()), connection.recv_bytes()
-        except EOFError:
+            header, _, body = connection.recv_bytes().partition(b"\n")
+        except (EOFError, ConnectionResetError):
             return
-        page = extract(body, **header)
+        page = extract(body, **json.loads(header))
+        del body
         last = number == max_documents or _rss_bytes() > 0.8 * limit
-        connection.send_bytes(json.dumps({"page": asdict(page), "last": last}).encode())
+        connection.send_bytes((b"L" if last else b"M") + extracted_to_bytes(page))
         if last:
             return
 

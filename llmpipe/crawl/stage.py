@@ -327,16 +327,19 @@ def _begin_round(frontier: Frontier, config: Config, new_seeds: Sequence[str]) -
 
 def _crawl(config: Config, work: Work, frontier: Frontier, guard: Guard, access: Access, number: int) -> Scheduler:
     from llmpipe.crawl.extract import ExtractPool
-    from llmpipe.crawl.fetch import Fetcher
-    from llmpipe.crawl.manners import RobotsBook
-    from llmpipe.crawl.pages import Archive
-    from llmpipe.crawl.policies import PolicyBook
-    from llmpipe.crawl.scheduler import Progress, Scheduler, Settings
-    from llmpipe.crawl.threads import FetchThreads
-    from llmpipe.crawl.urls import Scope, Shard
 
     with ExitStack() as stack:
         extractors = stack.enter_context(ExtractPool(work.workers, timeout_s=config.extract_timeout_s, metadata=config.metadata))
+        if number == 1:  # later rounds may find that nothing changed
+            extractors.start()
+        from llmpipe.crawl.fetch import Fetcher
+        from llmpipe.crawl.manners import RobotsBook
+        from llmpipe.crawl.pages import Archive
+        from llmpipe.crawl.policies import PolicyBook
+        from llmpipe.crawl.scheduler import Progress, Scheduler, Settings
+        from llmpipe.crawl.threads import FetchThreads
+        from llmpipe.crawl.urls import Scope, Shard
+
         archive = stack.enter_context(closing(Archive(work.output, frontier, keep=config.keep_raw)))
         fetcher: Fetcher = Fetcher(guard, user_agent=config.user_agent, max_bytes=config.max_bytes, timeout_s=config.timeout_s, access=access)
         fetchers = stack.enter_context(closing(FetchThreads(fetcher, num_threads=config.num_threads)))

@@ -147,7 +147,7 @@ def test_results_do_not_depend_on_workers():
 
 
 def test_workers_die_with_their_parent(tmp_path):
-    code = "import sys, time; from llmpipe.crawl.extract import ExtractPool; p = ExtractPool(2); print(*[w.process.pid for w in p._workers], flush=True); time.sleep(60)"
+    code = "import sys, time; from llmpipe.crawl.extract import ExtractPool; p = ExtractPool(2); p.start(); print(*[w.process.pid for w in p._workers], flush=True); time.sleep(60)"
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     workers = [int(pid) for pid in parent.stdout.readline().split()]
     time.sleep(1.0)
