@@ -165,3 +165,74 @@ def alive(pid: int) -> bool:
             return f.read().rpartition(")")[2].split()[0] not in "ZX"
     except FileNotFoundError:
         return False
+
+
+def test_rewritten_expressions_find_what_trafilaturas_own_find():
+    from trafilatura import xpaths
+
+    from llmpipe.crawl import html_tree, main_text
+
+    main_text.prepare()
+    classes = ["entry-title", "post-meta", "sidebar left", "comment-list", "Commentary", "it's", 'say "so"', "作者 author", "article ", "row", "fulltext", "FullText wide", "", "x\ny hidden"]
+    blocks = "".join(
+        f'<{tag} class="{c.replace(chr(34), "&quot;")}" id="{i}-{["nav", "comments", "footer", "zuozhe", "main"][i % 5]}" {extra}>'
+        f'<h1 class="headline">标题</h1><a href="/tag/{i}" rel="author">{chinese(i, 1)}</a><p style="display:none">{english(i, 1)}</p></{tag}>'
+        for i, (c, tag, extra) in enumerate(
+            zip(classes, ["div", "section", "ul", "p", "details", "span", "article"] * 2, ['role="Navigation"', 'itemprop="author"', "data-lp-replacement-content", "aria-hidden=true"] * 4, strict=False)
+        )
+    )
+    pages = ["<p>bare 素</p>", blocks, f"<main><author>李白</author>{blocks[: len(blocks) // 2]}</main><time>2024-01-02</time>", article()]
+    expressions = [e for value in vars(xpaths).values() if isinstance(value, list) for e in value]
+    compared = matched = 0
+    for text in pages:
+        tree = html_tree.parse(page(text).decode())
+        with main_text.known_attributes(tree):
+            for expression in expressions:
+                found = expression(tree)
+                assert found == expression.plain(tree), expression.path
+                compared, matched = compared + 1, matched + len(found)
+    assert compared == 4 * len(expressions) > 100 and matched > 50
+    assert expressions[0](tree) == expressions[0].plain(tree)  # and outside of the block they are what they were
+
+
+def test_text_is_the_same_without_the_spans_of_highlighting():
+    from llmpipe.crawl import html_tree, main_text
+
+    code = '<div class="highlight"><pre><span></span><span class="kn">import</span> <span class="nn">os</span>\n<span class="c1"># 注</span></pre></div><pre><span class="k">one</span></pre>'
+    kept = '<span class="byline">作者 李白</span><span id="share-box">share</span><span style="display:none">hidden 隐</span><span data-x="1">x</span>'
+    body = f'<article><h1>头</h1><p>{chinese(5)} <span class="pre">{english(6, 3)}</span></p>{code}<p>{english(5)}<span>{chinese(6, 3)}</span></p>{kept}</article>'
+    tree, plain = (html_tree.parse(page(body).decode()) for _ in range(2))
+    main_text.remove_dull_spans(tree)
+    left = [(span.get("class"), span.text) for span in tree.iter("span")]
+    assert left == [(None, None), ("kn", "import"), ("nn", "os"), ("k", "one"), ("byline", "作者 李白"), (None, "share"), (None, "hidden 隐"), (None, "x")]
+    assert main_text.main_text(tree) == main_text.main_text(plain)
+
+
+def test_workers_start_when_there_is_a_page_and_are_replaced_without_loss(monkeypatch):
+    from llmpipe.crawl import extract as module
+
+    monkeypatch.setattr(module, "MAX_DOCUMENTS", 3)
+    with ExtractPool(2) as pool:
+        assert pool._workers == [] and pool.poll(0.0) == []
+        pool.submit("first", page(article(0)), URL, "text/html")
+        assert len(pool._workers) == 1  # one page needs one
+        for n in range(20):
+            pool.submit(str(n), page(article(n)), URL, "text/html")
+        found = collect(pool)
+    assert len(found) == 21 and all(r.error is None and r.extractor == "trafilatura" for r in found.values())
+
+
+def test_more_hostile_pages_end_as_results():
+    pages = {
+        "attributes": "<p " + " ".join(f"x{n}='{n}'" for n in range(3_000)) + ">文 text</p>",
+        "classes": "".join(f"<div class='c{n} comment-{n} nav{n}' id='share{n}'>文{n}</div>" for n in range(5_000)),
+        "line": f"<p>{'长 long ' * 1_200_000}</p>",
+        "backtracking": f"<p class='{'a-' * 50_000}!'>{'(' * 20_000} {'2024-' * 20_000} 文</p>",
+        "quotes": "<div class=\"'&quot;[1]|//*\" id=\"');\">文 text</div>",
+    }  # fmt: skip
+    with ExtractPool(2, timeout_s=20, metadata=True) as pool:
+        for key, text in pages.items():
+            pool.submit(key, text, URL, "text/html")
+        found = collect(pool)
+    assert sorted(found) == sorted(pages)
+    assert all("文" in found[key].text or "长" in found[key].text for key in pages)
