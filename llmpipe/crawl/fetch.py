@@ -218,17 +218,9 @@ class _Adapter(HTTPAdapter):
         conn.cert_reqs = "CERT_REQUIRED"  # by the context, which holds the CA list; never off
 
 
-def tls_context() -> ssl.SSLContext:
-    """The system's and certifi's authorities; SSL_CERT_FILE and SSL_CERT_DIR name others. Made once, in 30 ms."""
-    with _tls_lock:  # all threads ask at the same time, at first
-        return _tls_context()
-
-
-_tls_lock = threading.Lock()
-
-
 @cache
-def _tls_context() -> ssl.SSLContext:
+def tls_context() -> ssl.SSLContext:
+    """The system's and certifi's authorities; SSL_CERT_FILE and SSL_CERT_DIR name others."""
     context = ssl.create_default_context()
     context.load_verify_locations(requests.certs.where())
     return context
@@ -273,9 +265,8 @@ class Fetcher:
         host = f"{url.partition(':')[0]}://{host_name(url)}"
         with self._lock:
             idle = self._idle.get(host)
-            adapter = idle.pop() if idle else None
-        if adapter is None:
-            adapter = _Adapter(self._pools, tls_context())
+            # under the lock: all threads begin at once, and each would load the CA list
+            adapter = idle.pop() if idle else _Adapter(self._pools, tls_context())
         me = threading.get_ident()
         handles: list[socket.socket] = []
 
