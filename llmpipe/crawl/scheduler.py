@@ -543,9 +543,8 @@ class Scheduler:
         for link in page.links[:MAX_OUTLINKS]:
             if link.nofollow or self.frontier.knows(link.url):
                 continue
-            self.frontier.remember(link.url)
-            url = resolve(link.url, link.url, encoding=page.encoding or "utf-8")
-            if url is None or not self.scope.allows(url):
+            self.frontier.remember(url := link.url)
+            if not self.scope.allows(url):
                 continue
             if (found := trap(url)) is not None:
                 self._trapped(url, entry.depth + 1, *found)
