@@ -169,7 +169,7 @@ def run(config: Config, work: Work) -> Counts:
             if not frontier.get("round_pages", 0) and new_seeds:
                 if not (opted_out := frontier.counts().get("drop ai_optout", 0)):
                     frontier.forget_round(number, work.output)
-                    raise _nothing_fetched(scheduler.failures)
+                    raise _nothing_fetched(scheduler.visits.failures)
                 log.warning("no page was kept: sites object to training AI on %d (dropped/ says in which words); ai_optout: record would keep such pages, marked", opted_out)
             frontier.set("complete", 1)
             frontier.commit()
@@ -336,9 +336,10 @@ def _crawl(config: Config, work: Work, frontier: Frontier, guard: Guard, access:
         from llmpipe.crawl.manners import RobotsBook
         from llmpipe.crawl.pages import Archive
         from llmpipe.crawl.policies import PolicyBook
-        from llmpipe.crawl.scheduler import Progress, Scheduler, Settings
+        from llmpipe.crawl.scheduler import Progress, Scheduler
         from llmpipe.crawl.threads import FetchThreads
         from llmpipe.crawl.urls import Scope, Shard
+        from llmpipe.crawl.visits import Settings
 
         archive = stack.enter_context(closing(Archive(work.output, frontier, keep=config.keep_raw)))
         fetcher: Fetcher = Fetcher(guard, user_agent=config.user_agent, max_bytes=config.max_bytes, timeout_s=config.timeout_s, access=access)
