@@ -112,9 +112,11 @@ def crawl(urls: Annotated[list[str] | None, typer.Argument(metavar="[URL]...", h
 
 
 @command("ingest")
-def ingest(paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Files and folders.")], *, output: Output, common: Common) -> None:
+def ingest(paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files, folders, and URLs (https, s3, hf and others).")], *, output: Output, common: Common) -> None:
     """Read files and folders into documents."""
-    _stage("ingest", common, inputs=tuple(paths), output=output)
+    from llmpipe.data.remote import location
+
+    _stage("ingest", common, inputs=tuple(map(location, paths)), output=output)
 
 
 @command("clean")
@@ -195,7 +197,7 @@ def export(*, model: Model, output: Output, common: Common) -> None:
     _stage("export", common, model=model, output=output)
 
 
-def _stage(name: str, common: Common, *, output: Path, inputs: tuple[Path, ...] = (), flags: dict[str, Any] | None = None, **roles: Any) -> Any:
+def _stage(name: str, common: Common, *, output: Path, inputs: tuple[Any, ...] = (), flags: dict[str, Any] | None = None, **roles: Any) -> Any:
     from llmpipe.stage import STAGES, Options, Request, run_stage
 
     settings = _load_config(name, common, flags)

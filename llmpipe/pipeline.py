@@ -18,6 +18,7 @@ from typing import Any
 
 from llmpipe import config as configs
 from llmpipe.data.files import atomic_write, directory_lock
+from llmpipe.data.remote import Location, Remote, location
 from llmpipe.errors import InputError, LlmpipeError, UsageError
 from llmpipe.log import log
 from llmpipe.stage import STAGES, Options, Outcome, Request, Stage, run_stage
@@ -136,12 +137,12 @@ def _from_here(given: Any) -> str:
 def _request(name: str, stage: Stage, mapping: Mapping[str, Any], earlier: list[Step], base: Path, run_dir: Path) -> Request:
     """Find what a step reads: what it names, else the nearest earlier step that makes it."""
 
-    def place(given: Any) -> Path:
+    def place(given: Any) -> Location:
         for step in earlier:
             if step.name == str(given):
                 return step.request.output
-        path = Path(str(given)).expanduser()
-        return path if path.is_absolute() else base / path
+        path = location(str(given)) if stage.reads == ("files",) else Path(str(given)).expanduser()
+        return path if isinstance(path, Remote) or path.is_absolute() else base / path
 
     def nearest(kinds: Sequence[str]) -> Step | None:
         return next((s for s in reversed(earlier) if s.stage.writes in kinds and s.stage.name != "export"), None)
@@ -159,7 +160,7 @@ def _request(name: str, stage: Stage, mapping: Mapping[str, Any], earlier: list[
                 raise UsageError(f"{name}: no earlier step makes a {role}", hint=f"name one with `{role}:`")
             roles[role] = maker.request.output
     given = mapping.get("input")
-    inputs: tuple[Path, ...] = ()
+    inputs: tuple[Location, ...] = ()
     if given is not None:
         inputs = tuple(place(g) for g in (given if isinstance(given, list) else [given]))
     elif stage.name == "eval" and maker is not None and maker.stage.name == "finetune":

@@ -26,6 +26,7 @@ import llmpipe
 from llmpipe.data.files import atomic_write, child, directory_lock, fsync_dir, remove_stale_tmp
 from llmpipe.data.manifest import NAME as MANIFEST
 from llmpipe.data.manifest import Consumed, Generation, Manifest, Shard, find_manifest, write_manifest
+from llmpipe.data.remote import Location
 from llmpipe.errors import InputError, UsageError
 from llmpipe.journal import Journal, journal_path, read_journal
 from llmpipe.log import Progress, log
@@ -84,7 +85,8 @@ class Request:
     """What one command asks for, beside its config."""
 
     output: Path
-    inputs: tuple[Path, ...] = ()
+    inputs: tuple[Location, ...] = ()
+    """Local paths; for ingest URLs too."""
     tokenizer: Path | None = None
     model: Path | None = None
     seeds: tuple[str, ...] = ()

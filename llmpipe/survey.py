@@ -9,6 +9,7 @@ Reads only.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from llmpipe.config import diff, recipe_of
 from llmpipe.data.files import digest_of
 from llmpipe.data.manifest import Consumed, Manifest, Shard, find_manifest, read_manifest
+from llmpipe.data.remote import Location, Remote, list_remote
+from llmpipe.data.seen import Seen
 from llmpipe.errors import InputError, UsageError
 from llmpipe.journal import read_journal
 from llmpipe.work import Input, shard_of
@@ -101,6 +104,9 @@ def find_inputs(stage: Stage, request: Request) -> list[Input]:
     """Resolve and check every input of a request; raise `InputError` or `UsageError` naming what is missing."""
     if not request.inputs and not stage.input_optional:
         raise UsageError(f"{stage.name} needs an --input ({' or '.join(stage.reads)})", hint=f"llmpipe {stage.name} --help")
+    if stage.reads == ("files",):
+        now, seen = time.time(), Seen(request.output)
+        return [Input(role=str(n), path=path, kind="files", manifest=None, shards=_files(path, seen), listed_at=now) for n, path in enumerate(request.inputs)]
     inputs = [_input(str(n), path, stage.reads) for n, path in enumerate(request.inputs)]
     for role in stage.needs:
         path = getattr(request, role)
@@ -112,12 +118,10 @@ def find_inputs(stage: Stage, request: Request) -> list[Input]:
 
 def _input(role: str, path: Path, kinds: Sequence[str]) -> Input:
     """Recognise one input. Documents, tokenizers and tokens need a manifest; a model may be any Hugging Face directory, rows any file."""
-    manifest = find_manifest(path) if path.is_dir() and kinds != ("files",) else None
+    manifest = find_manifest(path) if path.is_dir() else None
     if manifest is not None and manifest.kind in kinds:
         shards = manifest.doc_shards() if manifest.kind == "docs" else [s for s in manifest.shards if "/" not in s.name]
         return Input(role=role, path=path, kind=manifest.kind, manifest=manifest, shards=shards)
-    if "files" in kinds:
-        return Input(role=role, path=path, kind="files", manifest=None, shards=_files(path))
     if manifest is None and "rows" in kinds and path.is_file():
         return Input(role=role, path=path, kind="rows", manifest=None, shards=[replace(shard_of(path.parent, path.name, 0), name=path.name)])
     if manifest is None and "model" in kinds and (path / "config.json").is_file():
@@ -138,16 +142,18 @@ def _how_to_make(kinds: Sequence[str]) -> str | None:
     return f"llmpipe {' or '.join(makers)} makes {' or '.join(k for k in kinds if any(STAGES[m].writes == k for m in makers))}" if makers else None
 
 
-def _files(path: Path) -> list[Shard]:
+def _files(path: Location, seen: Seen) -> list[Shard]:
     """List a file, or the files below a folder (hidden ones and links that lead out of it left out), with digests."""
+    if isinstance(path, Remote):
+        return [Shard(name=name, rows=0, bytes=size, sha256=version) for name, size, version in list_remote(path)]
     if path.is_file():
-        return [shard_of(path.parent, path.name, 0)]
+        return [seen.shard(path, path.name)]
     if not path.is_dir():
-        raise InputError(f"{path}: no such file or directory", hint="llmpipe ingest takes files and folders")
+        raise InputError(f"{path}: no such file or directory", hint="llmpipe ingest takes files, folders and URLs such as s3://bucket/folder")
     root = path.resolve()
     names = []
     for found in sorted(path.rglob("*")):
         relative = found.relative_to(path)
         if not any(part.startswith(".") for part in relative.parts) and found.is_file() and found.resolve().is_relative_to(root):
             names.append(relative.as_posix())
-    return [shard_of(path, name, 0) for name in names]
+    return [seen.shard(path / name, name) for name in names]

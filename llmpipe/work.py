@@ -18,6 +18,7 @@ import pyarrow as pa
 from llmpipe.data.docs import DocUnit, doc_units, write_docs, write_parquet
 from llmpipe.data.files import atomic_path, sha256_file
 from llmpipe.data.manifest import Consumed, Manifest, Shard
+from llmpipe.data.remote import Location
 from llmpipe.executor import map_units
 from llmpipe.journal import Journal
 from llmpipe.log import Progress, log
@@ -49,11 +50,13 @@ def _sum(a: dict[str, int], b: dict[str, int]) -> dict[str, int]:
 class Input:
     role: str
     """`0`, `1`, … for `--input`, else `tokenizer` or `model`."""
-    path: Path
+    path: Location
     kind: str
     manifest: Manifest | None
     shards: list[Shard]
     """What there is to consume, with digests."""
+    listed_at: float = 0.0
+    """Seconds since the epoch before files were listed and hashed (only where the stage keeps a ledger)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -178,21 +178,28 @@ def read_warc(path: Path, *, start: int = 0, end: int | None = None, kinds: tupl
     `start` may be any offset: reading begins with the first record from there. A file that ends in the middle of a
     record gives a last record with `error`; one that is no WARC at all is an `InputError`.
     """
-    end = path.stat().st_size if end is None else end
     with open(path, "rb") as f:
-        magic = f.read(5)
-        if magic[:3] != _GZIP and magic != b"WARC/":
-            raise InputError(f"{path}: neither WARC nor gzip at its beginning")
-        begin = next(_record_starts(f, magic[:3] == _GZIP, start), None) if start else 0
-        if begin is None or begin >= end:
+        yield from read_warc_stream(f, str(path), start=start, end=end, kinds=kinds, max_bytes=max_bytes)
+
+
+def read_warc_stream(f: BinaryIO, name: str, *, start: int = 0, end: int | None = None, kinds: tuple[str, ...] = ("response", "resource", "conversion"), max_bytes: int = MAX_RECORD_BYTES) -> Iterator[WarcRecord]:
+    """Do the same with an open file, which must be seekable unless `start` is 0 and `end` is given; `name` is for errors."""
+    if end is None:
+        end = f.seek(0, os.SEEK_END)
+        f.seek(0)
+    magic = f.read(5)
+    if magic[:3] != _GZIP and magic != b"WARC/":
+        raise InputError(f"{name}: neither WARC nor gzip at its beginning")
+    begin = next(_record_starts(f, magic[:3] == _GZIP, start), None) if start else 0
+    if begin is None or begin >= end:
+        return
+    f.seek(begin)
+    stream: _Members | _Plain = _Members(f) if magic[:3] == _GZIP else _Plain(f)
+    while (record := _read_record(stream, kinds, max_bytes, end)) is not None:
+        if record.kind in kinds or record.error:
+            yield record
+        if record.error == "cut off":
             return
-        f.seek(begin)
-        stream: _Members | _Plain = _Members(f) if magic[:3] == _GZIP else _Plain(f)
-        while (record := _read_record(stream, kinds, max_bytes, end, path)) is not None:
-            if record.kind in kinds or record.error:
-                yield record
-            if record.error == "cut off":
-                return
 
 
 def _record_starts(f: BinaryIO, gzipped: bool, start: int) -> Iterator[int]:
@@ -298,7 +305,7 @@ class _Members:
         return out
 
 
-def _read_record(stream: _Members | _Plain, kinds: tuple[str, ...], max_bytes: int, end: int, path: Path) -> WarcRecord | None:
+def _read_record(stream: _Members | _Plain, kinds: tuple[str, ...], max_bytes: int, end: int) -> WarcRecord | None:
     """Read one record; None at the end of the file or of the range."""
     try:
         stream.begin()

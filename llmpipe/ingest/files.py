@@ -1,9 +1,7 @@
-"""Recognise files, open them decompressed, and cut them into units of bounded size.
+"""Recognise files by name or first bytes, and open them decompressed, on disk or behind a URL.
 
     format_of("news.jsonl.gz")                       # "jsonl"
-    units, unknown = plan_units(files, format="auto")  # one unit: a range of lines, a row group, some small files, part of a WARC
-
-Units are cut by bytes and are the same on every machine.
+    with open_file("s3://bucket/news.jsonl.gz") as stream: ...
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ import fnmatch
 import gzip
 import io
 import lzma
+import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,13 +20,21 @@ from typing import BinaryIO, Literal
 
 import pyarrow as pa
 
-from llmpipe.data.docs import parquet_rows
+from llmpipe.data.remote import open_remote
 
-Format = Literal["auto", "jsonl", "parquet", "text", "markdown", "html", "warc"]
-_SUFFIXES = {
+Format = Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "text", "markdown", "html", "warc", "wacz", "wiki", "epub", "docx", "pdf"]
+FORMATS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
     ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".arrows": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
     ".txt": "text",
     ".text": "text",
     ".md": "markdown",
@@ -37,12 +44,18 @@ _SUFFIXES = {
     ".xhtml": "html",
     ".warc": "warc",
     ".wet": "warc",
+    ".wacz": "wacz",
+    ".xml": "wiki",
+    ".epub": "epub",
+    ".docx": "docx",
+    ".pdf": "pdf",
 }
-_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-UNIT_BYTES = 32 << 20
-UNIT_FILES = 500
-READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowInvalid)
-"""What a broken compressed file raises while it is read."""
+"""Formats by the ending of a name. XML that is no MediaWiki dump is counted as `unknown_format` when it is read."""
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+TABLES = ("jsonl", "json", "csv", "tsv", "parquet", "arrow")
+"""Formats whose records have named fields."""
+READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, zipfile.BadZipFile)
+"""What a broken file raises while it is read. A network that fails raises `InputError` instead (see data/remote.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,61 +63,83 @@ class File:
     key: str
     """Number of the input and relative name: what ids are made of, the same wherever the folder lies."""
     path: str
+    """A path, or a URL with all that is needed to open it: never to be printed."""
     name: str
     bytes: int
 
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    name: str
-    format: str
-    files: tuple[File, ...]
-    """One, or several small ones that are read whole."""
-    start: int = 0
-    """First byte; of Parquet, the row group."""
-    end: int | None = None
-    line: int = 1
-    """Number of the line at `start`."""
+    @property
+    def is_local(self) -> bool:
+        return "://" not in self.path
 
 
 def format_of(name: str) -> str | None:
     """Tell a file's format by its name, a compression suffix aside."""
     path = Path(name.lower())
-    if path.suffix in _COMPRESSED:
+    if path.suffix in COMPRESSED:
         path = path.with_suffix("")
-    return _SUFFIXES.get(path.suffix)
+    return FORMATS.get(path.suffix)
 
 
-def sniff(path: str) -> str:
+def sniff(file: File) -> str:
     """Tell the format of a file whose name doesn't: used when it was named on the command line."""
-    with open(path, "rb") as f:
-        head = f.read(4096)
-    if head.startswith(b"PAR1"):
-        return "parquet"
-    if head.startswith(b"WARC/"):
-        return "warc"
-    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
-        return "jsonl"
-    lowered = head.lstrip().lower()
-    return "html" if lowered.startswith((b"<!doctype html", b"<html", b"<head", b"<body")) else "text"
+    try:
+        with open_file(file) as stream:
+            head = stream.read(4096)
+    except READ_ERRORS:
+        return "text"  # its reader says what is wrong with it
+    for magic, found in ((b"PAR1", "parquet"), (b"ARROW1", "arrow"), (b"WARC/", "warc"), (b"%PDF-", "pdf")):
+        if head.startswith(magic):
+            return found
+    if head.startswith(b"PK\x03\x04"):
+        return "epub" if b"application/epub+zip" in head[:200] else "docx" if b"word/" in head or b"[Content_Types]" in head[:200] else "wacz"
+    bare = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if bare.startswith((b"{", b"[{")):
+        return "jsonl" if bare.startswith(b"{") else "json"
+    if b"<mediawiki" in head:
+        return "wiki"
+    return "html" if bare.lower().startswith((b"<!doctype html", b"<html", b"<head", b"<body")) else "text"
 
 
 def included(name: str, patterns: list[str]) -> bool:
     return not patterns or any(fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(Path(name).name, p) for p in patterns)
 
 
-def open_file(path: str) -> BinaryIO:
+def suffix_of(file: File) -> str:
+    return Path(file.name).suffix.lower()
+
+
+def open_raw(file: File) -> BinaryIO:
+    """Open a file's bytes as they lie there, seekable on disk and where its server gives ranges."""
+    return open(file.path, "rb") if file.is_local else open_remote(file.path)
+
+
+def open_file(file: File) -> BinaryIO:
     """Open a file for reading, decompressed by its suffix, several members or frames too. Read it in bounded pieces."""
-    suffix = Path(path).suffix.lower()
+    suffix = suffix_of(file)
+    if suffix not in COMPRESSED:
+        return open_raw(file)
+    raw = open_raw(file)
     if suffix == ".gz":
-        return gzip.open(path, "rb")  # type: ignore[return-value]
+        return _Both(gzip.GzipFile(fileobj=raw, mode="rb"), raw)
     if suffix == ".bz2":
-        return bz2.open(path, "rb")
+        return _Both(bz2.BZ2File(raw), raw)
     if suffix == ".xz":
-        return lzma.open(path, "rb")
-    if suffix == ".zst":
-        return io.BufferedReader(pa.CompressedInputStream(pa.OSFile(path, "rb"), "zstd"), 1 << 18)  # type: ignore[arg-type]
-    return open(path, "rb")
+        return _Both(lzma.LZMAFile(raw), raw)
+    return _Both(pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"), raw)
+
+
+class _Both(io.BufferedReader):
+    """A decompressed stream that closes the file below it."""
+
+    def __init__(self, stream: object, below: BinaryIO) -> None:
+        super().__init__(stream, 1 << 18)  # type: ignore[arg-type]
+        self._below = below
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            self._below.close()
 
 
 def read_lines(stream: BinaryIO, *, limit: int) -> Iterator[bytes | None]:
@@ -118,52 +153,12 @@ def read_lines(stream: BinaryIO, *, limit: int) -> Iterator[bytes | None]:
         yield None
 
 
-def plan_units(files: list[tuple[File, str]], *, lines_too: bool = False) -> list[Unit]:
-    """Cut files of known formats into units. `lines_too`: text is read by lines as well, since it is to be split."""
-    units: list[Unit] = []
-    group: list[File] = []
-    kind = ""
-
-    def flush() -> None:
-        if group:
-            units.append(Unit(f"{kind}:{group[0].key}", kind, tuple(group)))
-            group.clear()
-
-    for file, file_format in files:
-        whole = file_format in ("html", "markdown") or (file_format == "text" and not lines_too)
-        if not whole or file_format != kind or len(group) >= UNIT_FILES or sum(f.bytes for f in group) + file.bytes > UNIT_BYTES:
-            flush()
-        kind = file_format
-        if whole:
-            group.append(file)
-        else:
-            units += _cut(file, file_format)
-    flush()
-    return units
+def read_whole(file: File, limit: int) -> bytes | None:
+    """Read a file of at most `limit` bytes, None for a longer one; raises READ_ERRORS for a broken one."""
+    with open_file(file) as stream:
+        body = stream.read(limit + 1)
+        if len(body) <= limit:
+            stream.read(1)  # the checksum at the end of a compressed file is looked at here
+    return body if len(body) <= limit else None
 
 
-def _cut(file: File, file_format: str) -> list[Unit]:
-    """Cut one file: Parquet by row group, plain JSONL by lines, WARC by bytes; others are read in one stream."""
-    if file_format == "parquet":
-        return [Unit(f"parquet:{file.key}:{group}", file_format, (file,), group) for group in range(len(parquet_rows(Path(file.path))))]
-    if file_format == "warc":
-        return [Unit(f"warc:{file.key}:{start}", file_format, (file,), start, min(start + UNIT_BYTES, file.bytes)) for start in range(0, file.bytes, UNIT_BYTES)]
-    if file_format == "jsonl" and Path(file.path).suffix.lower() not in _COMPRESSED:
-        return [Unit(f"jsonl:{file.key}:{start}", file_format, (file,), start, end, line) for start, end, line in _line_ranges(file.path)]
-    return [Unit(f"{file_format}:{file.key}", file_format, (file,))]
-
-
-def _line_ranges(path: str) -> Iterator[tuple[int, int, int]]:
-    """Yield (first byte, end, number of the first line) of ranges of whole lines, of UNIT_BYTES or a little more."""
-    start = position = 0
-    first = line = 1
-    with open(path, "rb") as f:
-        while chunk := f.read(min(1 << 20, UNIT_BYTES)):
-            cut = chunk.find(b"\n") if position - start >= UNIT_BYTES else -1
-            if cut >= 0:
-                yield start, position + cut + 1, first
-                start, first = position + cut + 1, line + 1
-            line += chunk.count(b"\n")
-            position += len(chunk)
-    if position > start:
-        yield start, position, first

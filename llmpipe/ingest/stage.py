@@ -2,9 +2,13 @@
 
     llmpipe ingest books/ news.jsonl.zst --output docs --set text_field=content
 
-Reads JSONL and text (plain or .gz .bz2 .xz .zst), Parquet, Markdown, HTML and WARC; writes docs shards, `dropped/` for
-records that are broken, empty or too long, with file and line. Run again, it reads what is new: a changed file gives
-rows `changed` for records whose text differs and `gone` for those that vanished, a deleted file gives `gone`.
+    llmpipe ingest zhwiki-latest-pages-articles-multistream.xml.bz2 --output docs
+    llmpipe ingest s3://bucket/corpus hf://owner/name https://host/pages.warc.gz --output docs
+
+Reads JSONL, JSON, CSV, text (plain or .gz .bz2 .xz .zst), Parquet, Arrow, Markdown, HTML, WARC, WET, WACZ, dumps of
+Wikipedia, EPUB, DOCX and PDF; writes docs shards, `dropped/` for records that are broken, empty or too long, with file and
+line. Run again, it reads what is new: a changed file gives rows `changed` for records whose text differs and `gone` for
+those that vanished, a deleted file gives `gone`.
 """
 
 from __future__ import annotations
@@ -13,13 +17,24 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from llmpipe.data.docs import content_hash, doc_id, docs_table, dropped_table, meta_value, read_shards, write_docs
+from llmpipe.data.manifest import Shard
+from llmpipe.data.remote import Remote
+from llmpipe.data.seen import Seen
 from llmpipe.errors import InputError
-from llmpipe.ingest.files import File, Format, Unit, format_of, included, plan_units, sniff
-from llmpipe.ingest.readers import Drop, Row, check_mapping, read_unit
-from llmpipe.work import Counts, UnitOutput, Work
+from llmpipe.ingest.books import check_libraries
+from llmpipe.ingest.files import File, Format, format_of, included, sniff
+from llmpipe.ingest.mapping import Drop, Row, text_fields
+from llmpipe.ingest.readers import check_mapping, read_unit
+from llmpipe.ingest.tables import dataset_files
+from llmpipe.ingest.units import Unit, plan_units
+from llmpipe.ingest.variants import Variant
+from llmpipe.work import Counts, Input, UnitOutput, Work
 
 SHARD_TEXT_BYTES = 128 << 20
 """A unit that gives more text writes further shards, so that it holds no more than this."""
@@ -29,11 +44,13 @@ SHARD_ROWS = 50_000
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     format: Format = "auto"
-    """What the files are: auto (by their names), jsonl, parquet, text, markdown, html, warc."""
+    """What the files are: auto (by their names), jsonl, json, csv, tsv, parquet, arrow, text, markdown, html, warc (WET too),
+    wacz, wiki (a dump of MediaWiki), epub, docx, pdf (needs llmpipe[pdf])."""
     include: list[str] = field(default_factory=list)
     """Which files of a folder, as patterns of names such as *.jsonl.gz; empty: all whose format is known."""
-    text_field: str = "text"
-    """JSONL and Parquet: the field that holds the text."""
+    text_field: str | list[str] = "text"
+    """Tables and JSON: the field that holds the text, or several, which blank lines divide. Here and below, meta.lang is the
+    field lang in meta."""
     id_field: str | None = None
     """The field that identifies a record; null: its URL, or else its file and line."""
     url_field: str | None = "url"
@@ -49,12 +66,20 @@ class Config:
     """What to call the origin of these documents; null: the record's own, or the name of its file."""
     split: str | None = None
     """Text files: a regular expression for lines that stand between documents; null: one file is one document."""
+    variant: Variant = "zh-hans"
+    """Dumps of Chinese wikis: the variant that -{zh-hans:…;zh-hant:…}- is resolved to."""
+    split_books: bool = False
+    """EPUB: a document for each chapter instead of one for the book."""
     metadata: bool = False
     """HTML and WARC: find author and date too, at twice the time."""
     timeout_s: float = 20.0
     """HTML and WARC: seconds that extraction may take for one page."""
+    book_timeout_s: float = 300.0
+    """EPUB, DOCX and PDF: seconds that one file may take."""
     max_record_bytes: int = 16 << 20
     """Longer records, lines and files are dropped."""
+    max_book_bytes: int = 256 << 20
+    """Longer EPUB, DOCX and PDF files are dropped; pictures are most of them."""
     max_replacement_ratio: float = 0.05
     """Files with more undecodable characters than this are dropped."""
 
@@ -64,8 +89,11 @@ class Config:
                 re.compile(self.split)
             except re.error as error:
                 raise ValueError(f"split: not a regular expression ({error})") from None
-        if self.max_record_bytes < 1:
-            raise ValueError("max_record_bytes: must be at least 1")
+        for name in ("max_record_bytes", "max_book_bytes", "timeout_s", "book_timeout_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}: must be more than 0")
+        if not self.text_field:
+            raise ValueError("text_field: names no field")
 
 
 def plan(config: Config, work: Work) -> dict[str, Any]:
@@ -78,13 +106,15 @@ def plan(config: Config, work: Work) -> dict[str, Any]:
 
 def run(config: Config, work: Work) -> Counts:
     files, unknown = _files(config, work)
+    check_libraries({kind for _, kind in files})
     for file, kind in files:
-        if kind in ("jsonl", "parquet"):
-            check_mapping(file, kind, config, _required(config))
+        check_mapping(file, kind, config, _required(config))
+    if any(isinstance(i.path, Remote) and i.path.url.startswith("memory:") for i in work.inputs):
+        work.workers = 1  # its files live in this process
     units = plan_units(files, lines_too=config.split is not None)
     old = _previous_rows(work)
     results = work.map(_read, units, shared=(config, old))
-    results += work.map(_drop_unknown, [_Unknown(tuple(unknown))] if unknown else [], phase="unknown")
+    results += work.map(_drop_unread, [_Unread(tuple(unknown))] if unknown else [], phase="unknown")
     seen = {i for result in results for i in result.value or ()}
     vanished = sorted(i for i in old if i not in seen)
     results += work.map(_write_gone, [_Gone(tuple(vanished))] if vanished else [], phase="gone")
@@ -93,30 +123,72 @@ def run(config: Config, work: Work) -> Counts:
         total += result.counts
     if not total.kept and not work.previous:
         what = ", ".join(f"{n} {rule}" for rule, n in total.dropped.items()) or "no file of a known format"
-        raise InputError(f"no documents in {', '.join(str(i.path) for i in work.inputs)} ({what})", hint="--set format=text (or jsonl, html, …) reads files whatever their names")
+        raise InputError(f"no documents in {', '.join(str(i.path) for i in work.inputs)} ({what}){_first_reason(work)}", hint="--set format=text (or jsonl, html, …) reads files whatever their names")
+    _remember(work)
     return total
+
+
+def _first_reason(work: Work) -> str:
+    """Say of the first drops what was wrong: with no document there is no output to look into."""
+    rows = [row for name in sorted(work.files) if name.startswith("dropped/") for row in pq.read_table(work.output / name).slice(0, 3).to_pylist()]
+    return "".join(f"\n  {row['url']}: {row['rule']}" + (f" ({row['value']})" if row["value"] else "") for row in rows[:3])
+
+
+def _remember(work: Work) -> None:
+    """Keep the digests of local inputs, so that the next run reads only those that moved."""
+    local = [i for i in work.inputs if isinstance(i.path, Path)]
+    if local:
+        files = [(i.path if i.path.is_file() else i.path / s.name, s.sha256) for i in local for s in i.shards]
+        Seen(work.output).save(files, since=min(i.listed_at for i in local))
 
 
 def _required(config: Config) -> list[str]:
     """The fields that a mapping names on its own account: those must be there."""
-    named = [getattr(config, f.name) for f in fields(config) if f.name.endswith("_field") and getattr(config, f.name) != f.default]
-    return [config.text_field, *(n for n in named if n and n != config.text_field), *config.meta_fields]
+    named = [getattr(config, f.name) for f in fields(config) if f.name.endswith("_field") and f.name != "text_field" and getattr(config, f.name) != f.default]
+    return [*text_fields(config), *(n for n in named if n), *config.meta_fields]
 
 
-def _files(config: Config, work: Work) -> tuple[list[tuple[File, str]], list[str]]:
-    """List the files to read with their formats, and the names of those of no known format."""
-    known, unknown = [], []
+def _files(config: Config, work: Work) -> tuple[list[tuple[File, str]], list[tuple[str, str]]]:
+    """List the files to read with their formats, and (name, rule) of those that cannot be read."""
+    known: list[tuple[File, str]] = []
+    unread: list[tuple[str, str]] = []
+    everything = {(i.role, s.name): _file(i, s) for i in work.inputs for s in i.shards}
+    shards, beside = dataset_files(list(everything.values()))
     for given, shard in [*work.pending, *work.changed]:
-        alone = given.path.is_file()
-        path = given.path if alone else given.path / shard.name
+        file = everything[given.role, shard.name]
+        alone = len(given.shards) == 1 and _is_file(given)
         if not alone and not included(shard.name, config.include):
             continue
-        kind = config.format if config.format != "auto" else format_of(shard.name) or (sniff(str(path)) if alone else None)
+        if file.key in beside or (_is_hub(given) and Path(shard.name).name.lower() in HUB_FILES):
+            continue
+        kind = config.format if config.format != "auto" else "arrow" if file.key in shards else format_of(shard.name) or (sniff(file) if alone else None)
         if kind is None:
-            unknown.append(shard.name)
+            unread.append((shard.name, "unknown_format"))
         else:
-            known.append((File(_key(given.role, shard.name), str(path), shard.name, shard.bytes), kind))
-    return known, unknown
+            known.append((file, kind))
+    unread += sorted((key.partition("/")[2].rstrip("!"), "missing_file") for key in shards if key.endswith("!"))
+    return known, unread
+
+
+HUB_FILES = ("readme.md", "dataset_infos.json", "dataset_info.json")
+"""What stands beside the data in a repository of the hub."""
+
+
+def _is_hub(given: Input) -> bool:
+    return isinstance(given.path, Remote) and given.path.url.startswith("hf:")
+
+
+def _is_file(given: Input) -> bool:
+    """Whether an input is one file by itself, not a folder."""
+    return given.path.is_file() if isinstance(given.path, Path) else given.path.names_file(given.shards[0].name)
+
+
+def _file(given: Input, shard: Shard) -> File:
+    if isinstance(given.path, Path):
+        path = str(given.path if given.path.is_file() else given.path / shard.name)
+    else:
+        path = given.path.url if given.path.names_file(shard.name) else (given.path / shard.name).url
+    return File(_key(given.role, shard.name), path, shard.name, shard.bytes)
 
 
 def _key(role: str, name: str) -> str:
@@ -215,15 +287,16 @@ class _Writer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Unknown:
-    files: tuple[str, ...]
+class _Unread:
+    files: tuple[tuple[str, str], ...]
+    """(name, rule)."""
     name: str = "unknown"
 
 
-def _drop_unknown(unit: _Unknown, out: UnitOutput, shared: None) -> Counts:
+def _drop_unread(unit: _Unread, out: UnitOutput, shared: None) -> Counts:
     writer = _Writer(out)
-    for name in unit.files:
-        writer.drop(Drop("unknown_format", name))
+    for name, rule in unit.files:
+        writer.drop(Drop(rule, name))
     writer.close()
     return Counts(read=len(unit.files), dropped=writer.rules)
 

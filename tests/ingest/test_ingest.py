@@ -16,7 +16,7 @@ import pytest
 from llmpipe.crawl.warc import WarcWriter
 from llmpipe.data.docs import doc_id, read_docs
 from llmpipe.errors import InputError, UsageError
-from llmpipe.ingest import files, stage
+from llmpipe.ingest import stage, units
 from llmpipe.ingest.stage import Config
 from llmpipe.stage import STAGES, Options, Request, run_stage
 from tests.material import chinese, english
@@ -125,7 +125,7 @@ def test_the_same_bytes_whatever_the_workers_and_units(tmp_path, monkeypatch):
     write_jsonl(source / "rows.jsonl", [{"text": f"{n} {english(n)}{chinese(n)}"} for n in range(300)])
     for n in range(6):
         (source / f"{n}.txt").write_text(chinese(n), encoding="utf-8")
-    monkeypatch.setattr(files, "UNIT_BYTES", 40_000)
+    monkeypatch.setattr(units, "UNIT_BYTES", 40_000)
     ingest(tmp_path / "one", source, workers=1)
     ingest(tmp_path / "two", source, workers=2)
     names = sorted(p.name for p in (tmp_path / "one").glob("*.parquet"))
@@ -194,6 +194,6 @@ def test_input_without_a_document_and_broken_parquet_are_errors(tmp_path, llmpip
     pq.write_table(pa.table({"text": ["好"] * 1000}), tmp_path / "x.parquet")
     (tmp_path / "x.parquet").write_bytes((tmp_path / "x.parquet").read_bytes()[:-9])
     result = llmpipe("ingest", "x.parquet", "--output", "docs2")
-    assert result.returncode == 3 and "not a whole Parquet file" in result.stderr
+    assert result.returncode == 3 and "x.parquet:1: broken_file" in result.stderr
     result = llmpipe("ingest", "missing", "--output", "docs3")
     assert result.returncode == 3 and "no such file" in result.stderr
