@@ -87,6 +87,12 @@ def _first(tree: Any, name: str) -> str | None:
     return next((text for e in _named(tree, name) if (text := " ".join("".join(e.itertext()).split()))), None)
 
 
+def _language(tree: Any) -> str | None:
+    """A BCP-47 code; `C` and `POSIX`, which tools write where no language is set, are none."""
+    found = _first(tree, "language") or ""
+    return found if re.fullmatch(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*", found) else None
+
+
 # --- EPUB ------------------------------------------------------------------------------------------------------------
 
 
@@ -132,7 +138,7 @@ def _epub(body: bytes, limit: int) -> Parsed:
         "parts": parts,
         "title": _first(metadata, "title"),
         "author": ", ".join(a for a in authors if a) or None,
-        "language": _first(metadata, "language"),
+        "language": _language(metadata),
         "date": (_first(metadata, "date") or "")[:10] or None,
         "license": _first(metadata, "rights"),
         "missing": missing,
@@ -153,10 +159,10 @@ def _docx(body: bytes, limit: int) -> Parsed:
             blocks += [text for note in _named(book.xml(name), "footnote" if "foot" in name else "endnote") for text in _blocks(note)]
     core = book.xml("docProps/core.xml") if "docProps/core.xml" in book.names else etree.Element("none")
     return {
-        "parts": ["\n".join(blocks)] if blocks else [],
+        "parts": [re.sub(r"\n{3,}", "\n\n", "\n".join(blocks)).strip()],
         "title": _first(core, "title"),
         "author": _first(core, "creator"),
-        "language": _first(core, "language"),
+        "language": _language(core),
         "date": (_first(core, "created") or "")[:10] or None,
     }
 
@@ -267,12 +273,16 @@ _ENDS = tuple(".!?。！？…:：;；”\"'」』)）")
 _CJK = r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\u3000-\u303f]"
 
 
+_LEADER = re.compile(r"(?:\s?[.·…]){4,}\s?")
+"""Of a table of contents, between a heading and its page."""
+
+
 def reflow(text: str) -> str:
     """Join the lines of a page that the margin broke: a long line without an end of sentence goes on in the next.
 
     No space between Chinese characters; a word cut by a hyphen before a small letter becomes whole.
     """
-    lines = [line.strip() for line in text.replace("\0", "").split("\n")]
+    lines = [_LEADER.sub(" … ", line.strip()) for line in text.replace("\0", "").split("\n")]
     full = 0.7 * max((len(line) for line in lines), default=0)
     out: list[str] = []
     going_on = False
@@ -286,7 +296,7 @@ def reflow(text: str) -> str:
                 out[-1] = before + ("" if joined else " ") + line
         else:
             out.append(line)
-        going_on = bool(line) and len(line) >= full and not line.endswith(_ENDS)
+        going_on = bool(line) and len(line) >= full and not line.endswith(_ENDS) and " … " not in line
     return re.sub(r"\n{3,}", "\n\n", "\n".join(out)).strip()
 
 

@@ -160,9 +160,9 @@ def _begins_page(stream: BinaryIO, offset: int, *, keep: bool = False) -> bool:
     head = b""
     try:
         while len(head) < 64 and not reader.eof and (raw := stream.read(1 << 16)):
-            head += reader.decompress(raw, 64 - len(head)) if reader.needs_input else b""
-            if not reader.needs_input:
-                head += reader.decompress(b"", 64) if len(head) < 64 else b""
+            head += reader.decompress(raw, 64)
+            while len(head) < 64 and not reader.eof and not reader.needs_input:
+                head += reader.decompress(b"", 64)
     except OSError:
         return False
     finally:
