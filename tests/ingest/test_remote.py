@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llmpipe.data import remote
+from llmpipe.data import http, remote
 from llmpipe.data.remote import location
 from llmpipe.errors import InputError
 from tests.ingest.mixed import dropped, ingest, mixed_folder, texts, zipped
@@ -88,7 +87,7 @@ def test_http_files_are_read_and_a_second_run_fetches_no_more(tmp_path, server, 
 
 
 def test_a_broken_connection_is_taken_up_again_and_a_dead_one_stops_the_run(tmp_path, server, monkeypatch):
-    monkeypatch.setattr(remote.time, "sleep", lambda s: None)
+    monkeypatch.setattr(http.time, "sleep", lambda s: None)
     rows = [f"{n} {chinese(n)}{english(n)}" for n in range(60)]
     server.files = {"/r.jsonl": "".join(json.dumps({"text": r}, ensure_ascii=False) + "\n" for r in rows).encode()}
     server.cut = 20_000
@@ -138,8 +137,8 @@ def test_folders_of_fsspec_are_listed_and_grow(tmp_path):
 
 
 def test_what_cannot_be_opened_says_why(tmp_path, monkeypatch):
-    monkeypatch.setitem(remote._EXTRAS, "s3", ("no_such_module_s3fs", "s3"))
-    monkeypatch.setitem(remote._EXTRAS, "hf", ("no_such_module_hub", "hf"))
+    monkeypatch.setitem(remote.EXTRAS, "s3", ("no_such_module_s3fs", "s3"))
+    monkeypatch.setitem(remote.EXTRAS, "hf", ("no_such_module_hub", "hf"))
     for url, extra in (("s3://bucket/x", "s3"), ("hf://owner/name", "hf")):
         with pytest.raises(InputError, match="not installed") as error:
             ingest(tmp_path / "docs", location(url))
@@ -167,20 +166,15 @@ def test_s3_buckets_are_listed_read_and_followed(tmp_path, monkeypatch):
             monkeypatch.setenv(name, value)
         source = mixed_folder(tmp_path / "in")
 
-        def put(name: str, data: bytes, method: str = "PUT") -> None:
-            urllib.request.urlopen(urllib.request.Request(f"{match[0]}/bucket{name}", data=data, method=method)).close()
-
-        put("", b"")
-        for path in source.iterdir():
-            put(f"/corpus/{path.name}", path.read_bytes())
+        bucket = fsspec.filesystem("s3")
+        bucket.mkdir("bucket")
+        bucket.put(str(source), "bucket/corpus", recursive=True)
         ingest(tmp_path / "disk", source)
         ingest(tmp_path / "docs", location("s3://bucket/corpus"), workers=2)
         assert texts(tmp_path / "docs") == texts(tmp_path / "disk")
-        fsspec.filesystem("s3").invalidate_cache()
         assert ingest(tmp_path / "docs", location("s3://bucket/corpus")).state == "fresh"
-        put("/corpus/k.txt", "改过 changed".encode())
-        put("/corpus/a.jsonl", b"", "DELETE")
-        fsspec.filesystem("s3").invalidate_cache()
+        bucket.pipe("bucket/corpus/k.txt", "改过 changed".encode())
+        bucket.rm("bucket/corpus/a.jsonl")
         ingest(tmp_path / "docs", location("s3://bucket/corpus"))
         assert len(texts(tmp_path / "docs")) == len(texts(tmp_path / "disk")) - 40 and "改过 changed" in texts(tmp_path / "docs")
         assert SECRET.encode() not in everything(tmp_path / "docs")
