@@ -121,7 +121,9 @@ def check_columns(columns: dict[str, str], file: File, config: Config, required:
     for name in required:
         below = [c for c in columns if c.startswith(f"{name}.")]
         if name not in columns and not below and not any(name.startswith(f"{c}.") for c in columns):
-            raise InputError(f"{file.name}: no field {name!r}{nearest(name, columns) if columns else ''}; it has {shown}", hint=_hint(columns, config))
+            near = nearest(name, columns)
+            near = near if near.startswith("; did you mean") else ""  # all that is known follows anyway
+            raise InputError(f"{file.name}: no field {name!r}{near}; it has {shown}", hint=_hint(columns, config))
         kind = columns.get(name, "map")
         if name in text_fields(config) and not kind.startswith(("dictionary<values=string", "dictionary<values=large_string")) and kind not in _TEXT_TYPES:
             if name in columns or below:
