@@ -153,8 +153,6 @@ def test_a_data_set_of_the_hub_without_a_network_is_an_error(tmp_path, llmpipe):
 
 
 def test_s3_buckets_are_listed_read_and_followed(tmp_path, monkeypatch):
-    pytest.importorskip("moto", reason="its libraries want an older python-dateutil than the lock has: pip install 'moto[s3]' flask flask-cors s3fs")
-    pytest.importorskip("s3fs")
     code = "from moto.server import main; main(['-H', '127.0.0.1', '-p', '0'])"
     log = open(tmp_path / "moto.log", "w+", encoding="utf-8")
     process = subprocess.Popen([sys.executable, "-c", code], stdout=log, stderr=log)
