@@ -29,6 +29,7 @@ from llmpipe.errors import LlmpipeError
 
 MAX_DOCUMENTS = 2_000
 """A worker is replaced after as many: lxml and trafilatura's caches grow by up to 1 MB a page."""
+MAX_TAGS = 50
 FALLBACK_TIMEOUT_S = 10.0
 AHEAD_BYTES = 60_000
 """A document no longer than this is sent to a worker that is at another: with its header it fits into a pipe's buffer."""
@@ -51,6 +52,8 @@ class Extracted:
     language: str | None = None
     """As the page declares it (BCP-47)."""
     license: str | None = None
+    site_name: str | None = None
+    tags: list[str] = field(default_factory=list)
     canonical: str | None = None
     links: list[Link] = field(default_factory=list)
     """In document order, each once."""
@@ -70,7 +73,7 @@ class Extracted:
 def extract(body: bytes | str, url: str, content_type: str | None = None, *, metadata: bool = False, fallback: bool = False, truncated: bool = False, key: str = "") -> Extracted:
     """Decode, parse once, take links and meta robots from the tree, then the main text.
 
-    `metadata` adds author and date, which doubles the time. `fallback` leaves trafilatura out. Never raises for what
+    `metadata` adds author, date, site name and tags, which doubles the time. `fallback` leaves trafilatura out. Never raises for what
     a page holds, but may take long or run out of memory: see `ExtractPool`.
     """
     page = Extracted(key=key)
@@ -136,7 +139,9 @@ def _with_metadata(page: Extracted, tree: Any, url: str) -> Extracted:
     from llmpipe.crawl import main_text
 
     found = main_text.metadata(tree, url)
-    return replace(page, title=found.title or page.title, author=found.author, date=found.date, license=page.license or found.license)
+    tags = list(dict.fromkeys([*(found.categories or ()), *(found.tags or ())]))[:MAX_TAGS]
+    license_ = page.license or found.license
+    return replace(page, title=found.title or page.title, author=found.author, date=found.date, license=license_, site_name=found.sitename, tags=tags)
 
 
 # --- worker processes -----------------------------------------------------------------------------------------------

@@ -35,6 +35,8 @@ def page_row(
         "found_by": entry.source,
         "redirects": entry.via,
         "canonical": page.canonical,
+        "site_name": page.site_name,
+        "tags": ", ".join(page.tags) or None,
         "robots": ", ".join(sorted(directives)) or None,
         "ai_optout": about_ai.word if about_ai.evidence else None,
         "ai_optout_evidence": about_ai.value or None,

@@ -236,3 +236,11 @@ def test_more_hostile_pages_end_as_results():
         found = collect(pool)
     assert sorted(found) == sorted(pages)
     assert all("文" in found[key].text or "长" in found[key].text for key in pages)
+
+
+def test_metadata_names_the_site_and_its_tags() -> None:
+    head = '<meta property="og:site_name" content="River News 河报"><meta name="keywords" content="river, 河">'
+    text = "".join(f"<p>Paragraph {n} tells of rivers. 第{n}段讲河流。</p>" for n in range(20))
+    page = extract(f"<html><head><title>T</title>{head}</head><body><article>{text}</article></body></html>", "http://a.example/", "text/html", metadata=True)
+    assert (page.site_name, page.tags, page.error) == ("River News 河报", ["river, 河"], None)
+    assert page.text.count("\n") == 19
