@@ -47,13 +47,14 @@ class Recipe:
     languages: tuple[str, ...]
     min_language_score: float
     pii: str
+    pii_kinds: tuple[str, ...] = KINDS
 
     @classmethod
     def of(cls, config: Any) -> Recipe:
         """Resolve names of presets and filters; raise `ValueError` that lists the known ones."""
         languages = tuple(_primary(code) for code in config.languages)
         rules = build_rules(config.presets, config.filters)
-        return cls(rules=rules, languages=languages, min_language_score=config.min_language_score, pii=config.pii)
+        return cls(rules=rules, languages=languages, min_language_score=config.min_language_score, pii=config.pii, pii_kinds=tuple(config.pii_kinds))
 
 
 @dataclass(slots=True)
@@ -84,7 +85,7 @@ def judge(texts: Sequence[str], recipe: Recipe) -> Verdict:
     for start, block in blocks(clean):
         _judge_block(block, start, recipe, out)
     if recipe.pii != "off":
-        _apply_pii(out, recipe.pii)
+        _apply_pii(out, recipe.pii, recipe.pii_kinds)
     out.counts.update(f"language.{code}" for code, reason in zip(out.languages, out.reasons, strict=True) if reason is None)
     return out
 
@@ -153,15 +154,15 @@ def _drop(out: Verdict, i: int, rule: str, value: Any, threshold: Any) -> None:
         out.reasons[i] = Reason(rule, value, threshold)
 
 
-def _apply_pii(out: Verdict, mode: str) -> None:
+def _apply_pii(out: Verdict, mode: str, kinds: Sequence[str]) -> None:
     """Redact personal data in the documents that are left, or drop those that hold any."""
     for i, text in enumerate(out.texts):
         if out.reasons[i] is not None:
             continue
         if mode == "redact":
-            out.texts[i], found = redact(text)
+            out.texts[i], found = redact(text, kinds)
         else:
-            found = Counter(kind for _, _, kind in find(text))
+            found = Counter(kind for _, _, kind in find(text, kinds))
             for kind in KINDS:
                 if found[kind]:
                     _drop(out, i, f"pii.{kind}", found[kind], 0)

@@ -11,17 +11,18 @@ from __future__ import annotations
 import random
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from llmpipe.config import cosmetic
+from llmpipe.config import as_dict, cosmetic
 from llmpipe.data.docs import SCHEMA, DocUnit, content_hash, dropped_table
+from llmpipe.data.files import dump_json
 from llmpipe.work import Counts, UnitOutput, Work
 
 MAX_SAMPLED_UNITS = 20
+PII_KINDS = ("secret", "email", "ip", "id_number", "bank_card", "phone", "account")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +38,10 @@ class Config:
     min_language_score: float = 0.0
     """Drop documents whose language is less certain than this (0 to 1)."""
     pii: Literal["redact", "drop", "off"] = "redact"
-    """E-mail, public IP addresses, phone numbers and Chinese ID numbers: replace by <EMAIL>, <IP>, <PHONE>, <ID_NUMBER>;
-    drop the document; or leave as is."""
+    """Personal data and secrets: replace by <EMAIL>, <IP>, <PHONE>, <ID_NUMBER>, <BANK_CARD>, <ACCOUNT>, <SECRET>; drop the
+    document; or leave as is."""
+    pii_kinds: list[Literal["secret", "email", "ip", "id_number", "bank_card", "phone", "account"]] = field(default_factory=lambda: list(PII_KINDS))
+    """Which kinds count: `account` are WeChat and QQ names, `secret` keys, tokens and passwords."""
     sample: int = cosmetic(500)
     """Documents that --dry-run tries the rules on; 0: none."""
 
@@ -63,7 +66,7 @@ def clean_unit(unit: DocUnit, out: UnitOutput, config: Config) -> Counts:
     table = unit.read(SCHEMA.names)
     ops = table.column("op").to_pylist()
     live = [i for i, op in enumerate(ops) if op != "gone"]
-    verdict = judge(table.column("text").take(pa.array(live, pa.int64())).to_pylist(), _recipe(_key(config)))
+    verdict = judge(table.column("text").take(pa.array(live, pa.int64())).to_pylist(), _recipe(config))
     place = {row: k for k, row in enumerate(live)}
 
     kept_rows, texts, kept_ops = [], [], []
@@ -130,20 +133,16 @@ def _values(ids: list[str], verdict: Any) -> pa.Table:
     return pa.table(columns)
 
 
-def _key(config: Config) -> str:
-    import json
-
-    return json.dumps({"presets": config.presets, "filters": config.filters, "languages": config.languages, "min_language_score": config.min_language_score, "pii": config.pii})
+_recipes: dict[str, Any] = {}  # by config: one a process, for names are resolved and models loaded once
 
 
-@cache
-def _recipe(key: str) -> Any:
-    """Resolve a config once a process."""
-    import json
-
+def _recipe(config: Config) -> Any:
     from llmpipe.clean.judge import Recipe
 
-    return Recipe.of(Config(**json.loads(key)))
+    key = dump_json(as_dict(config))
+    if key not in _recipes:
+        _recipes[key] = Recipe.of(config)
+    return _recipes[key]
 
 
 def plan(config: Config, work: Work) -> dict[str, Any]:
