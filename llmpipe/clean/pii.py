@@ -110,7 +110,7 @@ def _emails(text: str) -> Iterator[Span]:
         local = chars.lstrip("._%+'-")
         start = m.start() - len(local)
         before = text[start - 1 : start]
-        if before and (before in "/:.@\\" or before.isalnum() and before.isascii()) and text[max(start - 7, 0) : start].lower() != "mailto:":
+        if before and (before in "/:.@\\" or (before.isalnum() and before.isascii())) and text[max(start - 7, 0) : start].lower() != "mailto:":
             continue  # user:password@host, /path@2x.png
         if local and _LOCAL.match(local) and ".." not in local and local not in _NOT_PEOPLE:
             yield start, domain.end(), "email"
@@ -130,7 +130,7 @@ def _is_tld(label: str) -> bool:
     import tld
 
     label = label.lower()
-    return label not in _NOT_TLD and tld.get_fld(f"http://a.{label}/", fail_silently=True) is not None or label == "test"
+    return (label not in _NOT_TLD and tld.get_fld(f"http://a.{label}/", fail_silently=True) is not None) or label == "test"
 
 
 # --- IP addresses --------------------------------------------------------------------------------------------------

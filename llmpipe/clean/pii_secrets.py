@@ -113,7 +113,7 @@ def looks_random(value: str, *, bits: float = _MIN_BITS) -> bool:
     """Whether a value has letters and digits in no order: entropy by character, no word of a placeholder in it."""
     if len(value) < 8 or _PLACEHOLDER.search(value) or not any(c.isdigit() for c in value) or not any(c.isalpha() for c in value):
         return False
-    if value.startswith(("/", "./", "~/", "http")) or value.count("/") > 2 and "." in value:
+    if value.startswith(("/", "./", "~/", "http")) or (value.count("/") > 2 and "." in value):
         return False  # a path
     if re.fullmatch(r"[A-Za-z]+[\d.]+|[\w-]+\.[a-z]{2,4}|v?\d+(?:\.\d+)+[\w.-]*|[a-z]+(?:[_.-][a-z]+\d?)+", value):
         return False  # Sha256, file.txt, 1.2.3-rc1, snake_case_2

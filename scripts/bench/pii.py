@@ -18,8 +18,8 @@ import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from llmpipe.clean.pii import KINDS, PLACEHOLDERS, find, redact  # noqa: E402
-from tests.clean.pii_examples import NEGATIVE, POSITIVE  # noqa: E402
+from llmpipe.clean.pii import KINDS, PLACEHOLDERS, find, redact
+from tests.clean.pii_examples import NEGATIVE, POSITIVE
 
 TAG = re.compile("|".join(map(re.escape, PLACEHOLDERS.values())))
 
