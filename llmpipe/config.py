@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from llmpipe.data.files import digest_path
+from llmpipe.data.manifest import digest_input
 from llmpipe.errors import UsageError
 
 T = TypeVar("T")
@@ -391,7 +391,7 @@ def _recipe_value(value: Any, name: str) -> Any:
     if isinstance(value, Path):
         if not value.exists():
             raise UsageError(f"{name}: {value} does not exist")
-        return f"sha256:{digest_path(value)}"
+        return f"sha256:{digest_input(value)}"
     if isinstance(value, list | tuple):
         return [_recipe_value(v, name) for v in value]
     if isinstance(value, dict):

@@ -207,7 +207,7 @@ def _settle(stage: Stage, found: Survey, output: Path, options: Options, config:
     return found
 
 
-SIDE_FOLDERS = ("dropped", "values", "index", "hosts", "warc", "checkpoints", "samples", "splits", "tokenizer", "state")
+SIDE_FOLDERS = ("dropped", "values", "models", "index", "hosts", "warc", "checkpoints", "samples", "splits", "tokenizer", "state")
 """What an output may hold beside its root. `state` last: it holds the journal."""
 
 

@@ -23,6 +23,7 @@ from llmpipe.clean.pii import KINDS, find, redact
 from llmpipe.clean.presets import PRESETS
 from llmpipe.clean.rules import FILTERS, Check, Rule
 from llmpipe.clean.statistics import Stats
+from llmpipe.clean.urls import UrlBlocker, UrlLists, load_urls
 from llmpipe.config import load, nearest
 from llmpipe.errors import UsageError
 from llmpipe.text.block import Block, blocks
@@ -48,13 +49,16 @@ class Recipe:
     min_language_score: float
     pii: str
     pii_kinds: tuple[str, ...] = KINDS
+    urls: UrlLists | None = None
 
     @classmethod
-    def of(cls, config: Any) -> Recipe:
-        """Resolve names of presets and filters; raise `ValueError` that lists the known ones."""
+    def of(cls, config: Any, models: Sequence[Any] = ()) -> Recipe:
+        """Resolve names of presets and filters; raise `ValueError` that lists the known ones. `models` are filters that come last."""
         languages = tuple(_primary(code) for code in config.languages)
         rules = build_rules(config.presets, config.filters)
-        return cls(rules=rules, languages=languages, min_language_score=config.min_language_score, pii=config.pii, pii_kinds=tuple(config.pii_kinds))
+        for chosen in rules.values():
+            chosen += [Rule(f) for f in (config.bad_words, config.toxicity, *models) if f is not None]
+        return cls(rules=rules, languages=languages, min_language_score=config.min_language_score, pii=config.pii, pii_kinds=tuple(config.pii_kinds), urls=config.urls)
 
 
 @dataclass(slots=True)
@@ -75,19 +79,32 @@ class Verdict:
     counts: Counter[str] = field(default_factory=Counter)
 
 
-def judge(texts: Sequence[str], recipe: Recipe) -> Verdict:
-    """Judge texts. Each one's verdict depends on nothing but itself and the recipe."""
+def judge(texts: Sequence[str], recipe: Recipe, urls: Sequence[str | None] | None = None) -> Verdict:
+    """Judge texts. Each one's verdict depends on nothing but itself, its URL and the recipe."""
     clean = [normalize(t) for t in texts]
     n = len(clean)
     out = Verdict(clean, [""] * n, np.zeros(n, np.float32), [""] * n, [None] * n, {}, {})
     out.counts["normalized"] = sum(a != b for a, b in zip(texts, clean, strict=True))
     out.counts["replacement_chars"] = sum(t.count(REPLACEMENT) for t in clean if not t.isascii())
+    if recipe.urls is not None and urls is not None:
+        _judge_urls(urls, recipe.urls, out)
     for start, block in blocks(clean):
         _judge_block(block, start, recipe, out)
     if recipe.pii != "off":
         _apply_pii(out, recipe.pii, recipe.pii_kinds)
     out.counts.update(f"language.{code}" for code, reason in zip(out.languages, out.reasons, strict=True) if reason is None)
     return out
+
+
+_blockers: dict[str, UrlBlocker] = {}  # by the config of the lists: they are read once a process
+
+
+def _judge_urls(urls: Sequence[str | None], lists: UrlLists, out: Verdict) -> None:
+    if repr(lists) not in _blockers:
+        _blockers[repr(lists)] = load_urls(lists)
+    for i, url in enumerate(urls):
+        if reason := _blockers[repr(lists)].reason(url):
+            _drop(out, i, *reason)
 
 
 def _judge_block(block: Block, start: int, recipe: Recipe, out: Verdict) -> None:

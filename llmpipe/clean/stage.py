@@ -9,13 +9,20 @@ Reads a directory of documents. Writes documents, `dropped/` (each with the rule
 from __future__ import annotations
 
 import random
+import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
+from llmpipe.clean.perplexity import Perplexity
+from llmpipe.clean.quality import Quality
+from llmpipe.clean.toxicity import Toxicity
+from llmpipe.clean.urls import UrlLists
+from llmpipe.clean.words import BadWords
 from llmpipe.config import as_dict, cosmetic
 from llmpipe.data.docs import SCHEMA, DocUnit, content_hash, dropped_table
 from llmpipe.data.files import dump_json
@@ -42,6 +49,17 @@ class Config:
     document; or leave as is."""
     pii_kinds: list[Literal["secret", "email", "ip", "id_number", "bank_card", "phone", "account"]] = field(default_factory=lambda: list(PII_KINDS))
     """Which kinds count: `account` are WeChat and QQ names, `secret` keys, tokens and passwords."""
+    urls: UrlLists | None = None
+    """Drop documents by their URL: `block` and `allow` (files of domains, addresses, re:patterns), `builtin`, `banned_words`,
+    `soft_words`, `max_soft_words`; `{}` takes the defaults, null is off."""
+    bad_words: BadWords | None = None
+    """Drop documents full of pornography, gambling or slurs: `files`, `builtin`, `max_share`, `max_count`; null is off."""
+    toxicity: Toxicity | None = None
+    """Scores of a model of your own: `scorer` (package.module:Name), `threshold`, `version`; null is off."""
+    quality: Quality | None = None
+    """A classifier trained on `positive` and `negative` examples, or a trained `model`; `threshold` or `keep_share`; null is off."""
+    perplexity: Perplexity | None = None
+    """A small n-gram model of a `reference`, or a trained `model`; `keep` (head, middle, tail) or `max`, `min`; null is off."""
     sample: int = cosmetic(500)
     """Documents that --dry-run tries the rules on; 0: none."""
 
@@ -53,20 +71,30 @@ class Config:
         Recipe.of(self)
 
 
+def resolve(config: Config) -> Config:
+    from llmpipe.clean.scorers import find_models
+
+    return find_models(config)
+
+
 def run(config: Config, work: Work) -> Counts:
     """Clean all pending row groups, each on its own."""
-    results = work.map(clean_unit, work.doc_units(), shared=config)
+    from llmpipe.clean.scorers import prepare
+
+    models = prepare(config, work)
+    results = work.map(clean_unit, work.doc_units(), shared=(config, models))
     return sum((r.counts for r in results), Counts())
 
 
-def clean_unit(unit: DocUnit, out: UnitOutput, config: Config) -> Counts:
+def clean_unit(unit: DocUnit, out: UnitOutput, shared: tuple[Config, list[Any]]) -> Counts:
     """Clean one row group: documents at the root, the rest in `dropped/`, measurements in `values/`."""
     from llmpipe.clean.judge import judge
 
     table = unit.read(SCHEMA.names)
     ops = table.column("op").to_pylist()
     live = [i for i, op in enumerate(ops) if op != "gone"]
-    verdict = judge(table.column("text").take(pa.array(live, pa.int64())).to_pylist(), _recipe(config))
+    texts_in, urls_in = (table.column(name).take(pa.array(live, pa.int64())).to_pylist() for name in ("text", "url"))
+    verdict = judge(texts_in, _recipe(*shared), urls_in)
     place = {row: k for k, row in enumerate(live)}
 
     kept_rows, texts, kept_ops = [], [], []
@@ -136,31 +164,33 @@ def _values(ids: list[str], verdict: Any) -> pa.Table:
 _recipes: dict[str, Any] = {}  # by config: one a process, for names are resolved and models loaded once
 
 
-def _recipe(config: Config) -> Any:
+def _recipe(config: Config, models: list[Any]) -> Any:
     from llmpipe.clean.judge import Recipe
 
-    key = dump_json(as_dict(config))
+    key = dump_json([as_dict(config), repr(models)])
     if key not in _recipes:
-        _recipes[key] = Recipe.of(config)
+        _recipes[key] = Recipe.of(config, models)
     return _recipes[key]
 
 
 def plan(config: Config, work: Work) -> dict[str, Any]:
     """Try the rules on a sample of the pending documents: how many each would drop first, how many at all, and which."""
     from llmpipe.clean.judge import Recipe, judge
+    from llmpipe.clean.scorers import try_models
 
     units = work.doc_units()
     if not config.sample or not units:
         return {}
     chosen = units[:: max(len(units) // MAX_SAMPLED_UNITS, 1)]
     share = -(-config.sample // len(chosen))
-    ids, texts = [], []
+    ids, texts, urls = [], [], []
     for unit in chosen:
-        table = unit.read(["id", "text"])
+        table = unit.read(["id", "text", "url"])
         rows = pa.array(sorted(random.Random(unit.name).sample(range(table.num_rows), min(share, table.num_rows))), pa.int64())
-        ids += table.column("id").take(rows).to_pylist()
-        texts += table.column("text").take(rows).to_pylist()
-    verdict = judge(texts, Recipe.of(config))
+        for column, values in (("id", ids), ("text", texts), ("url", urls)):
+            values += table.column(column).take(rows).to_pylist()
+    with tempfile.TemporaryDirectory() as scratch:  # a dry run writes nothing that stays, not even the models that it judges with
+        verdict = judge(texts, Recipe.of(config, try_models(config, work, Path(scratch))), urls)
     first = Counter(r.rule for r in verdict.reasons if r)
     rules = {}
     for name, failed in verdict.failed.items():

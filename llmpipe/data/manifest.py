@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmpipe.data.files import child, read_json, sha256_file, write_json
+from llmpipe.data.files import child, digest_of, digest_path, read_json, sha256_file, write_json
 from llmpipe.errors import InputError
 
 SCHEMA_VERSION = 1
@@ -131,6 +131,12 @@ _HINTS = {
     "tokens": "llmpipe tokenize --input DOCS --tokenizer DIR --output DIR makes them",
     "model": "llmpipe pretrain --input TOKENS --output DIR trains one",
 }
+
+
+def digest_input(path: Path) -> str:
+    """Hash what a config's path holds: the files that a manifest lists (when and where they were made doesn't count), or all files there."""
+    manifest = find_manifest(path) if path.is_dir() else None
+    return digest_path(path) if manifest is None else digest_of(sorted([s.name, s.sha256] for s in manifest.shards))
 
 
 def verify_manifest(directory: Path, manifest: Manifest) -> list[str]:

@@ -41,24 +41,32 @@ class LinearClassifier:
 
     @classmethod
     def fit(cls, texts: list[str], labels: np.ndarray, *, num_classes: int, c: float = 20.0, min_documents: int = 2) -> LinearClassifier:
-        """Train on texts with class numbers. `c` is the inverse strength of L2, as in scikit-learn.
+        """Train on texts with class numbers; see `fit_bags`."""
+        return cls.fit_bags(count_ngrams(texts), labels, num_classes=num_classes, c=c, min_documents=min_documents)
+
+    @classmethod
+    def fit_bags(cls, bags: Bags, labels: np.ndarray, *, num_classes: int, c: float = 20.0, min_documents: int = 2) -> LinearClassifier:
+        """Train on counts with class numbers. `c` is the inverse strength of L2, as in scikit-learn.
 
         N-grams that occur in fewer than `min_documents` texts are left out (unless there are few texts).
         """
-        bags = count_ngrams(texts)
         buckets, documents = np.unique(bags.bucket, return_counts=True)
-        if len(texts) >= 100:
+        if bags.num_rows >= 100:
             buckets, documents = buckets[documents >= min_documents], documents[documents >= min_documents]
-        idf = np.log((1 + len(texts)) / (1 + documents)) + 1
+        idf = np.log((1 + bags.num_rows) / (1 + documents)) + 1
         model = cls(buckets, idf, np.zeros((len(buckets) + 1, num_classes), np.float32))
         return cls(buckets, idf, _solve(model._features(bags), labels, num_classes, c))
 
     def predict(self, texts: list[str]) -> np.ndarray:
         """Return the probabilities of the classes, (N, C)."""
-        import torch
+        return self.predict_bags(count_ngrams(texts))
 
-        features = _csr(*self._features(count_ngrams(texts)), len(texts), len(self.weight))
-        return torch.softmax(features @ torch.from_numpy(self.weight), 1).numpy()
+    def predict_bags(self, bags: Bags) -> np.ndarray:
+        """The same of counts. A row's result depends on no other row: each sum runs over its own n-grams in order."""
+        row, column, value = self._features(bags)
+        logits = np.stack([np.bincount(row, value * weights[column], minlength=bags.num_rows) for weights in self.weight.T], axis=1)
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return odds / odds.sum(axis=1, keepdims=True)
 
     def _features(self, bags: Bags) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Weigh known n-grams and append the bias column: (row, column, value), sorted by row."""
@@ -160,6 +168,11 @@ def _solve(features: tuple[np.ndarray, np.ndarray, np.ndarray], labels: np.ndarr
         weight.grad = transposed @ gradient / num_rows + decay * weight
         return -logits[torch.arange(num_rows), target].mean() + 0.5 * (decay * weight**2).sum()
 
-    with torch.no_grad():
-        solver.step(loss)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums in one order, so that the weights do not depend on the machine's cores
+    try:
+        with torch.no_grad():
+            solver.step(loss)
+    finally:
+        torch.set_num_threads(threads)
     return weight.numpy()
