@@ -131,6 +131,12 @@ def dedup(*, input: Inputs, output: Output, common: Common) -> None:
     _stage("dedup", common, inputs=tuple(input), output=output)
 
 
+@command("augment")
+def augment(*, input: Inputs, output: Output, common: Common) -> None:
+    """Add changed copies to training data, marked and kept out of evaluation."""
+    _stage("augment", common, inputs=tuple(input), output=output)
+
+
 @command("tokenizer")
 def tokenizer(*, input: Inputs, output: Output, common: Common) -> None:
     """Train a tokenizer."""

@@ -65,6 +65,7 @@ _TABLE = (
     Stage(name="ingest", module="llmpipe.ingest.stage", reads=("files",), writes="docs", growth="append", ledger=True, help="Read files and folders into documents"),
     Stage(name="clean", module="llmpipe.clean.stage", reads=("docs",), writes="docs", growth="append", help="Repair text, drop what is not worth training on, redact personal data"),
     Stage(name="dedup", module="llmpipe.dedup.stage", reads=("docs",), writes="docs", growth="append", help="Drop exact and near duplicates"),
+    Stage(name="augment", module="llmpipe.augment.stage", reads=("docs", "rows"), writes="docs", growth="append", help="Add changed copies to training data, marked and kept out of evaluation"),
     Stage(name="tokenizer", module="llmpipe.tokenizer.stage", reads=("docs",), writes="tokenizer", growth="frozen", help="Train a tokenizer"),
     Stage(name="tokenize", module="llmpipe.tokenizer.encode", reads=("docs",), needs=("tokenizer",), writes="tokens", growth="append", help="Turn documents into token shards"),
     Stage(name="pretrain", module="llmpipe.pretrain.stage", reads=("tokens",), writes="model", growth="retrain", help="Train a language model from scratch"),
@@ -253,7 +254,7 @@ def _publish(found: Survey, work: Work, counts: Counts, began: datetime, seconds
         consumed[given.role, shard.name] = Consumed(input=given.role, name=shard.name, sha256=shard.sha256, generation=work.generation)
     manifest = Manifest(
         stage=work.stage.name,
-        kind=work.stage.writes,
+        kind=work.kind or work.stage.writes,
         recipe=found.recipe,
         fingerprint=found.fingerprint,
         consumed=[consumed[k] for k in sorted(consumed)],

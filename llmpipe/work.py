@@ -125,6 +125,8 @@ class Work:
     """Inputs that changed since they were consumed (only where the stage keeps a ledger)."""
     gone: list[Consumed] = field(default_factory=list)
     """Consumed inputs that are no more (only where the stage keeps a ledger)."""
+    kind: str | None = None
+    """What the output is, where that follows the input; None: what the stage writes."""
     info: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Shard] = field(default_factory=dict)
     log = log

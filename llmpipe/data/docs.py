@@ -58,6 +58,8 @@ DROPPED_SCHEMA = pa.schema(
 MAX_GROUP_ROWS = 2_000
 MAX_GROUP_BYTES = 8_000_000
 SNIPPET_CHARS = 200
+AUGMENTED, AUGMENTED_FROM = "augmented", "augmented_from"
+"""Keys of `meta`, and columns of rows, by which a changed copy is known, and its source."""
 
 
 def doc_id(key: str) -> str:

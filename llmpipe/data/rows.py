@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llmpipe.config import nearest
-from llmpipe.data.docs import clean_str
+from llmpipe.data.docs import AUGMENTED, AUGMENTED_FROM, clean_str
+from llmpipe.data.manifest import find_manifest
 from llmpipe.errors import InputError
 
 Row = dict[str, Any]
@@ -36,6 +37,8 @@ def read_rows(path: Path, *, columns: Mapping[str, str] | None = None) -> list[R
 
     Raises `InputError` with the line's number for what cannot be read; blank lines are passed over.
     """
+    if path.is_dir() and (manifest := find_manifest(path)) is not None and manifest.kind == "rows":  # made by augment
+        return [row for shard in manifest.shards for row in read_rows(path / shard.name, columns=columns)]
     suffix = _suffix(path)
     reader = {".parquet": _parquet, ".csv": _csv, ".tsv": _csv}.get(suffix, _jsonl)
     rows = []
@@ -61,22 +64,50 @@ def rows_kind(rows: Sequence[Row]) -> frozenset[str]:
 
 def text_key(row: Mapping[str, Any]) -> str:
     """Hash what a row says, folding case, width and white space: the identity that splits and overlap counts use."""
-    parts = [str(row[c]) for c in ("text", "text_pair") if row.get(c) is not None]
+    columns = ("text", "text_pair") if row.get("text") is not None else ("tokens", "context", "question", "choices", "source", "target", "messages", "prompt")
+    parts = [str(row[c]) for c in columns if row.get(c) is not None]
     folded = "\x00".join(" ".join(unicodedata.normalize("NFKC", p).lower().split()) for p in parts)
     return hashlib.blake2b(folded.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def is_augmented(row: Mapping[str, Any]) -> bool:
+    """Whether a row is a changed copy of another (`llmpipe augment`), which no evaluation may hold."""
+    return row.get(AUGMENTED) in (True, 1, "1", "true", "True")
 
 
 def split_rows(rows: Sequence[Row], *, valid: float, test: float) -> dict[str, list[Row]]:
     """Split into train, valid and test by a hash of the group, or else of the text: equal texts stay together.
 
-    The split depends on neither seed nor order, so the test part of a set stays the same for every run on it.
+    The split depends on neither seed nor order, so the test part of a set stays the same for every run on it. Augmented rows
+    go where their source goes; there they are left out of valid and test, so that those parts are the same with and without.
     """
     parts: dict[str, list[Row]] = {"train": [], "valid": [], "test": []}
+    keys = {str(r["id"]): text_key(r) for r in rows if r.get("id") is not None and not is_augmented(r)} if any(map(is_augmented, rows)) else {}
     for row in rows:
-        key = str(row.get(GROUP) or text_key(row))
+        source = str(row[AUGMENTED_FROM]) if is_augmented(row) and row.get(AUGMENTED_FROM) is not None else None
+        key = str(row.get(GROUP) or (text_key(row) if source is None else keys.get(source, source)))
         place = int.from_bytes(hashlib.blake2b(b"split:" + key.encode(), digest_size=8).digest()) / 2**64
-        parts["test" if place < test else "valid" if place < test + valid else "train"].append(row)
+        part = "test" if place < test else "valid" if place < test + valid else "train"
+        if part == "train" or not is_augmented(row):
+            parts[part].append(row)
+    parts["train"] = without_copies_of(parts["train"], [*parts["valid"], *parts["test"]])
     return parts
+
+
+def without_copies_of(train: list[Row], held: Sequence[Row]) -> list[Row]:
+    """Leave out the augmented rows of `train` whose source is held for evaluation, or which have come to say what a held row says."""
+    if not any(map(is_augmented, train)):
+        return train
+    texts = {text_key(r) for r in held}
+    names = texts | {str(r["id"]) for r in held if r.get("id") is not None}
+    groups = {str(r[GROUP]) for r in held if r.get(GROUP)}
+    keys = {str(r["id"]): text_key(r) for r in train if r.get("id") is not None and not is_augmented(r)}
+
+    def leaks(row: Row) -> bool:
+        source = str(row.get(AUGMENTED_FROM))
+        return source in names or keys.get(source) in texts or text_key(row) in texts or str(row.get(GROUP)) in groups
+
+    return [r for r in train if not is_augmented(r) or not leaks(r)]
 
 
 def overlap(train: Sequence[Row], other: Sequence[Row]) -> int:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
-from llmpipe.data.docs import read_docs
-from llmpipe.data.rows import Row, read_rows, text_key
+from llmpipe.data.docs import AUGMENTED, meta_value, read_docs
+from llmpipe.data.rows import Row, is_augmented, read_rows, text_key
 from llmpipe.data.tokens import TokensDir
 from llmpipe.errors import InputError, UsageError
 from llmpipe.finetune.examples import read_input, usable
@@ -47,12 +47,13 @@ def _texts(given: Input, config: Config, work: Work, encoder: Encoder) -> list[R
     if given.kind == "tokens":
         return _token_rows(given.path, work, encoder)
     if given.kind == "docs":
-        columns = ["id", "text", "language", "source"]
-        return [row for batch in read_docs(given.path, columns=columns) for row in batch.to_pylist()]
+        columns = ["id", "text", "language", "source", "meta"]
+        rows = [row for batch in read_docs(given.path, columns=columns) for row in batch.to_pylist()]
+        return [{k: v for k, v in row.items() if k != "meta"} for row in rows if not meta_value(row["meta"], AUGMENTED)]
     rows = read_rows(given.path, columns=config.columns)
     if "text" not in rows[0]:
         raise InputError(f"{given.path}: no column text; there are {', '.join(sorted(rows[0]))}", hint="--set 'columns={text: THEIRS}' names it")
-    return [{"id": text_key(r), "text": str(r["text"]), "language": r.get("language"), "source": r.get("source")} for r in rows if r.get("text")]
+    return [{"id": text_key(r), "text": str(r["text"]), "language": r.get("language"), "source": r.get("source")} for r in rows if r.get("text") and not is_augmented(r)]
 
 
 def _token_rows(path: Path, work: Work, encoder: Encoder) -> list[Row]:
@@ -80,7 +81,9 @@ def labelled_rows(config: Config, work: Work, task: Task, labels: Sequence[str])
     """Collect labelled rows, what was dropped, and the name of the split."""
     dropped: Counter[str] = Counter()
     if inputs := given_inputs(work):
-        rows = [row for given in inputs for row in read_input(given, config, Counter())]
+        every = [row for given in inputs for row in read_input(given, config, Counter())]
+        rows = [row for row in every if not is_augmented(row)]
+        dropped["augmented"] = len(every) - len(rows)
         rows, split = usable(rows, task, dropped, 1.0, where=str(inputs[0].path)), "input"
     else:
         rows, split = own_split(work.input("model").path)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from llmpipe.data.docs import write_parquet
-from llmpipe.data.rows import GROUP, Row, overlap, read_rows, rows_kind, split_rows, text_key
+from llmpipe.data.docs import AUGMENTED, AUGMENTED_FROM, write_parquet
+from llmpipe.data.rows import GROUP, Row, is_augmented, overlap, read_rows, rows_kind, split_rows, text_key, without_copies_of
 from llmpipe.errors import InputError, UsageError
 from llmpipe.finetune.label_rule import label_documents
 from llmpipe.finetune.task import Task
@@ -27,7 +27,7 @@ from llmpipe.work import Counts, Input, Work
 if TYPE_CHECKING:
     from llmpipe.finetune.stage import Config
 
-SPLIT_SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("text_pair", pa.string()), ("label", pa.string()), (GROUP, pa.string()), ("language", pa.string()), ("source", pa.string())])
+SPLIT_SCHEMA = pa.schema([("id", pa.string()), ("text", pa.string()), ("text_pair", pa.string()), ("label", pa.string()), (GROUP, pa.string()), ("language", pa.string()), ("source", pa.string()), (AUGMENTED, pa.bool_()), (AUGMENTED_FROM, pa.string())])
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,10 @@ def prepare(config: Config, work: Work) -> Data:
     test = config.test_fraction if config.test_fraction is not None else 0.0 if config.valid else 0.1
     parts = split_rows(rows, valid=0.0 if config.valid else config.valid_fraction, test=test)
     if config.valid:
-        parts["valid"] = usable(read_rows(config.valid, columns=config.columns), task, Counter(), config.max_dropped, where=str(config.valid))
+        given = usable(read_rows(config.valid, columns=config.columns), task, Counter(), config.max_dropped, where=str(config.valid))
+        parts["valid"] = [r for r in given if not is_augmented(r)]
+        parts["train"] = without_copies_of(parts["train"], parts["valid"])
+    dropped["augmented_held_out"] = len(rows) - sum(len(p) for name, p in parts.items() if name != "valid" or not config.valid)
     if config.max_train_examples is not None and len(parts["train"]) > config.max_train_examples:
         dropped["above_max_train_examples"] = len(parts["train"]) - config.max_train_examples
         chosen = np.random.default_rng([config.seed, 11]).permutation(len(parts["train"]))[: config.max_train_examples]
@@ -136,7 +139,7 @@ def _write_splits(work: Work, parts: dict[str, list[Row]]) -> None:
     for name, part in parts.items():
         if not part:
             continue
-        table = pa.Table.from_pylist([{"id": text_key(r), **{c: _string(r.get(c)) for c in SPLIT_SCHEMA.names[1:]}} for r in part], schema=SPLIT_SCHEMA)
+        table = pa.Table.from_pylist([{"id": text_key(r), **{c: _string(r.get(c)) for c in SPLIT_SCHEMA.names[1:]}, AUGMENTED: is_augmented(r)} for r in part], schema=SPLIT_SCHEMA)
         path: Path = work.output / "splits" / f"{name}.parquet"
         write_parquet(path, table)
         work.add_file(path, rows=len(part))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmpipe.data.docs import SCHEMA, meta_value, read_docs
+from llmpipe.data.docs import AUGMENTED, AUGMENTED_FROM, SCHEMA, meta_value, read_docs
 from llmpipe.data.rows import GROUP, Row
 from llmpipe.errors import InputError
 
@@ -57,7 +57,7 @@ def label_documents(directory: Path, rule: LabelRule) -> tuple[list[Row], Counte
     documents: list[dict[str, Any]] = []
     column = rule.column.split(".", 1)[0]
     pattern = re.compile(rule.pattern)
-    for batch in read_docs(directory, columns=list(dict.fromkeys(["id", "text", "language", "source", column]))):
+    for batch in read_docs(directory, columns=list(dict.fromkeys(["id", "text", "language", "source", "meta", column]))):
         for document in batch.to_pylist():
             value = meta_value(document["meta"], rule.column[5:]) if rule.column.startswith("meta.") else document[column]
             match = pattern.search(str(value)) if value is not None else None
@@ -65,7 +65,7 @@ def label_documents(directory: Path, rule: LabelRule) -> tuple[list[Row], Counte
             if label is None:
                 dropped["no_label"] += 1
             else:
-                documents.append({**document, "label": label})
+                documents.append({**document, "label": label, AUGMENTED_FROM: meta_value(document["meta"], AUGMENTED_FROM)})
     documents = _balance(documents, rule, dropped)
     rows: list[Row] = []
     for document in documents:
@@ -73,14 +73,15 @@ def label_documents(directory: Path, rule: LabelRule) -> tuple[list[Row], Counte
         long = [p for p in passages if len(p) >= rule.min_chars]
         dropped["short_passage"] += len(passages) - len(long)
         for passage in _spread(long, rule.max_passages):
-            rows.append({"text": passage, "label": document["label"], GROUP: document["id"], "language": document["language"], "source": document["source"]})
+            copy = {AUGMENTED: True, AUGMENTED_FROM: document[AUGMENTED_FROM]} if document[AUGMENTED_FROM] else {}
+            rows.append({"text": passage, "label": document["label"], GROUP: document[AUGMENTED_FROM] or document["id"], "language": document["language"], "source": document["source"], **copy})
     if not rows:
         raise InputError(f"{directory}: label_from found no label in `{rule.column}` that {rule.min_documents} documents share", hint="look at a few values with llmpipe inspect, and lower min_documents or change the pattern")
     return rows, +dropped
 
 
 def _balance(documents: list[dict[str, Any]], rule: LabelRule, dropped: Counter[str]) -> list[dict[str, Any]]:
-    counts = Counter(d["label"] for d in documents)
+    counts = Counter(d["label"] for d in documents if not d[AUGMENTED_FROM])
     kept: list[dict[str, Any]] = []
     for document in documents:
         if counts[document["label"]] < rule.min_documents:

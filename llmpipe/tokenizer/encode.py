@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmpipe.data.docs import DocUnit, write_parquet
+from llmpipe.data.docs import AUGMENTED_FROM, DocUnit, meta_value, write_parquet
 from llmpipe.data.files import atomic_write, sha256_file
 from llmpipe.data.tokens import DOCS_SCHEMA, SPLITS, TOMBSTONES_SCHEMA, index_bytes, read_documents, token_dtype
 from llmpipe.errors import InputError
@@ -113,15 +113,15 @@ _loaded: dict[str, Any] = {}  # by digest, one tokenizer per worker process: loa
 
 def encode(unit: EncodeUnit, out: UnitOutput, shared: dict[str, Any]) -> Counts:
     """Encode the live rows of a row group into a piece for each split: raw tokens, and a table of the documents."""
-    from llmpipe.tokenizer.train import hash_unit
-
     tokenizer = _tokenizer(shared["tokenizer"], shared["digest"])
-    table = unit.docs.read(["id", "text", "source", "language", "op"])
+    table = unit.docs.read(["id", "text", "source", "language", "op", "meta"])
     alive = np.ones(table.num_rows, dtype=bool)
     alive[list(unit.superseded)] = False
     rows = table.filter(pa.array(alive)).to_pylist()
     gone = sum(r["op"] == "gone" for r in rows)
     rows = [r for r in rows if r["op"] != "gone"]
+    read = len(rows)
+    rows = [r for r in rows if _split(r, shared["valid_fraction"]) is not None]
     dtype = token_dtype(shared["vocab_size"])
     eos = shared["eos_id"]
     records = []
@@ -129,7 +129,7 @@ def encode(unit: EncodeUnit, out: UnitOutput, shared: dict[str, Any]) -> Counts:
         tokens = np.array([*encoding.ids, eos], dtype=np.int64)
         if tokens.max() >= shared["vocab_size"]:
             raise InputError(f"{shared['tokenizer']}: gives id {tokens.max()}, but its vocabulary has {shared['vocab_size']}", hint="the tokenizer's files do not belong together")
-        split = "valid" if hash_unit("valid", row["id"]) < shared["valid_fraction"] else "train"
+        split = _split(row, shared["valid_fraction"])
         records.append((row, split, tokens.astype(dtype)))
     value: dict[str, int] = {}
     for split in SPLITS:
@@ -142,7 +142,17 @@ def encode(unit: EncodeUnit, out: UnitOutput, shared: dict[str, Any]) -> Counts:
                 pq.write_table(_documents(chosen), path)
     out.value = {"stem": out.stem, **value}
     extra = {"bytes": sum(len(r["text"].encode()) for r in rows), "gone": gone, "superseded": len(unit.superseded), **{f"{s}_tokens": value[s] for s in SPLITS}}
-    return Counts(read=len(rows), kept=len(rows), extra=extra)
+    return Counts(read=read, kept=len(rows), dropped={"augmented_held_out": read - len(rows)} if read > len(rows) else {}, extra=extra)
+
+
+def _split(row: dict[str, Any], valid_fraction: float) -> str | None:
+    """Say which split a document belongs to, by its id; None for the augmented copy of a document that is in valid."""
+    from llmpipe.tokenizer.train import hash_unit
+
+    source = meta_value(row["meta"], AUGMENTED_FROM)
+    if hash_unit("valid", source or row["id"]) >= valid_fraction:
+        return "train"
+    return None if source else "valid"
 
 
 def _tokenizer(path: str, digest: str) -> Any:

@@ -96,5 +96,5 @@ def test_a_hook_that_is_none_is_an_error_that_says_so():
     for name, words in (("nowhere:x", "cannot be imported"), ("tests.clean.test_words:ROOT", "cannot be imported"), ("words", "package.module:Name"), ("tests.clean.test_words:__doc__", "not callable")):
         with pytest.raises(UsageError, match=words):
             load(Config, stage="clean", sets=[f"toxicity.scorer={name}"], environ={})
-    with pytest.raises(UsageError, match="one number a text"):
+    with pytest.raises(UsageError, match="shape .1,. for 2 texts"):
         reasons([english(1), english(2)], toxicity=Toxicity(scorer="tests.clean.test_words:wrong"))

@@ -1,0 +1,1 @@
+"""Add changed copies of documents or labelled rows to the training data, marked as such."""
