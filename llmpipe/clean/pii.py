@@ -52,9 +52,10 @@ def redact(text: str, kinds: Collection[str] = KINDS) -> tuple[str, dict[str, in
 
 def find(text: str, kinds: Collection[str] = KINDS) -> list[Span]:
     """Return `(start, end, kind)` of all personal data of these kinds, in order and without overlaps (the first finder wins)."""
-    digits = has_numbers(text)
+    digit = _DIGIT.search(text) is not None
+    digits = digit and has_numbers(text)
     finders: list[Callable[[str], Iterator[Span]]] = []
-    if "secret" in kinds:
+    if "secret" in kinds and (digit or "@" in text):  # random keys hold a digit; passwords in URLs stand before an @
         finders.append(find_secrets)
     if "email" in kinds and ("@" in text or _spells_at(text)):
         finders.append(_emails)
@@ -78,6 +79,8 @@ def find(text: str, kinds: Collection[str] = KINDS) -> list[Span]:
             kept.append(span)
     return sorted(kept)
 
+
+_DIGIT = re.compile(r"[0-9]")
 
 # --- e-mail --------------------------------------------------------------------------------------------------------
 

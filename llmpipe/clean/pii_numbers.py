@@ -16,12 +16,13 @@ Span = tuple[int, int, str]
 
 _HAS_NUMBERS = re.compile(r"[0-9](?:[0-9]{6}|\.[0-9]{1,3}\.[0-9]|[ )\u2010-\u2013.-]{1,2}[0-9]{2})")
 _LONG = re.compile(r"[0-9](?:[ .()\u2010-\u2013-]{0,2}[0-9]){6}")  # opens with a class, so that the search skips what is no digit
-_NUMBER = re.compile(r"(?<![\w.,#@*^$€£¥%/\\=&?-])(?:\+\s?|00|\()?[0-9](?:[0-9]|(?:[ .()\u2010-\u2013-]|\) |  ?\()(?=[0-9(])){6,24}[0-9Xx](?!\w|[.,]\d|%|[-/]\d)", re.ASCII)
+_NUMBER = re.compile(r"(?<![\w.,#@*^$€£¥%/\\=&?-])(?:\+\s?|00|\()?[0-9](?:[0-9]|(?:[ .()\u2010-\u2013-]|\) |  ?\()(?=[0-9(])){6,24}(?:[0-9](?:x| ?ext\.? ?)[0-9]{1,6}|[0-9Xx])(?!\w|[.,]\d|%|[-/]\d)", re.ASCII)
+_EXTENSION = re.compile(r"(?<=\d)(?:x| ?ext\.? ?)\d{1,6}\Z")
 _NUMBER_AFTER_SCHEME = re.compile(r"(?<=tel:)\+?[0-9][0-9-]{6,18}[0-9]", re.ASCII | re.IGNORECASE)
 
 _CN_MOBILE = re.compile(r"(?:\+?86|0086)?1(?:3\d|4[014-9]|5[0-35-9]|6[2567]|7[0-8]|8\d|9[0-35-9])\d{8}")
 _CN_LANDLINE = re.compile(r"(?:\+?86[- ])?\(?0(?:10|2[0-57-9]|[3-9]\d{2})\)?[- ][2-8]\d{2,3}[- ]?\d{4}")
-_NANP = re.compile(r"(?:\+?1[-. ]?)?(?:\([2-9]\d{2}\) ?|[2-9]\d{2}[-.])[2-9]\d{2}[-. ]\d{4}")
+_NANP = re.compile(r"(?:(?:\+?1|001)[-. ]?)?(?:\([2-9]\d{2}\) ?|[2-9]\d{2}[-.])[2-9]\d{2}[-. ]\d{4}")
 _CALLING_CODES = re.compile(
     r"(?:1[2-9]|7[3-9]|2[07]|2[1-69]\d|3[0-469]|3[578]\d|4[013-9]|42[013]|5[1-8]|50\d|59\d|6[0-6]|6[789]\d|8[1246]|80[08]|85[02356]|8[78][0168]|9[0-58]|9[679]\d)"
 )
@@ -74,6 +75,10 @@ def find_numbers(text: str) -> Iterator[Span]:
 
 def _classify(written: str, before: str) -> Iterator[Span]:
     """Say what a run of digits and separators is. Several numbers with a space between them are looked at one by one."""
+    if extension := _EXTENSION.search(written):
+        if _kind_of(written[: extension.start()], before) == "phone":
+            yield 0, len(written), "phone"
+        return
     if kind := _kind_of(written, before):
         yield 0, len(written), kind
         return
@@ -152,7 +157,7 @@ def valid_card_number(written: str, *, cued: bool = False) -> bool:
 
 # --- what only a word before it can tell ----------------------------------------------------------------------------
 
-_ACCOUNT_HINTS = ("微信", "QQ", "qq", "WeChat", "wechat", "Wechat", "weixin", "威信", "加V", "VX", "vx")
+_ACCOUNT_HINTS = ("微信", "威信", "加V", "扣扣", "QQ", "qq", "eChat", "echat", "eixin", "VX", "vx")
 _WECHAT = re.compile(r"(?:微信|WeChat|wechat|Wechat|weixin|威信|加V信?|(?<![A-Za-z])[Vv][Xx](?=\s?(?:[:：]|号)))\s?(?P<sure>号码?|號碼?|ID|id|账号|帳號)?\s?(?:[:：]|是|为|為)?\s?(?P<name>[A-Za-z][-_A-Za-z0-9]{5,19}|1\d{10})(?![-_A-Za-z0-9.@])")
 _QQ = re.compile(r"(?<![A-Za-z])(?:QQ|qq|扣扣)\s?(?:群|号码?|號碼?|交流群|number|No\.?)*\s?(?:[:：]|是|为|為)?\s?(?P<name>[1-9]\d{5,10})(?!\d|[.,]\d|-\d)")
 _PASSPORT = re.compile(r"(?:护照|護照|[Pp]assport)\s?(?:号码?|號碼?|编号|[Nn]o\.?|[Nn]umber|#)?\s?(?:[:：]|is|是|为|為)?\s?(?P<name>[A-Z]{0,2}\d{7,9})(?![\w-])", re.ASCII)
