@@ -124,7 +124,7 @@ def _emails(text: str) -> Iterator[Span]:
 
 
 def _spells_at(text: str) -> bool:
-    return any(sign in text for sign in _SPELLED_AT)
+    return any(mark in text for mark in "[({<（【") and any(sign in text for sign in _SPELLED_AT)
 
 
 @lru_cache(4096)
@@ -164,8 +164,8 @@ def _ipv4(text: str) -> Iterator[Span]:
 
 def _is_address(text: str, start: int, end: int, octets: list[int], written: str) -> bool:
     """Tell an address from a version or a section number by its size and by the words before it."""
-    if octets[0] == 0 or octets[0] >= 224:
-        return False
+    if octets[0] == 0 or octets[0] >= 224 or octets[3] == 0:
+        return False  # a mask, a group, a network: no host
     before = text[max(start - _CONTEXT_CHARS, 0) : start]
     if _VERSION_CONTEXT.search(before):
         return False

@@ -44,6 +44,11 @@ def dictionary(folder: Path) -> Path:
     return folder / "syn.json"
 
 
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("configs/augment/*.yaml")), ids=lambda p: p.stem)
+def test_shipped_configs_load(path: Path):
+    assert load(Config, stage="augment", file=path, environ={}).chosen
+
+
 # --- the operations ------------------------------------------------------------------------------------------------
 
 
