@@ -45,14 +45,15 @@ def _funnel(steps: list[tuple[str, Path, Manifest]]) -> str:
     rows = []
     for name, _, manifest in steps:
         counts = manifest.counts()
+        dropped = sorted(counts.get("dropped", {}).items(), key=lambda kv: (-kv[1], kv[0]))
+        shown = ", ".join(f"{rule} {n:,}" for rule, n in dropped[:MAX_RULES]) + (f", … {len(dropped) - MAX_RULES} more rules" if len(dropped) > MAX_RULES else "")
         if manifest.kind == "docs":
-            dropped = sorted(counts.get("dropped", {}).items(), key=lambda kv: (-kv[1], kv[0]))
-            shown = ", ".join(f"{rule} {n:,}" for rule, n in dropped[:MAX_RULES]) + (f", … {len(dropped) - MAX_RULES} more rules" if len(dropped) > MAX_RULES else "")
             unit = "pages" if manifest.stage == "crawl" else "documents"
-            rows.append([name, f"{counts['read']:,} {unit}", f"{counts['kept']:,} documents", shown or "nothing"])
+            copies = counts.get("extra", {}).get("augmented", 0)
+            rows.append([name, f"{counts['read']:,} {unit}", f"{counts['kept'] + copies:,} documents", shown or "nothing"])
         elif manifest.kind == "tokens":
             tokens = manifest.info.get("tokens", sum(s.rows for s in manifest.shards if s.name.endswith(".bin")))
-            rows.append([name, f"{counts['read']:,} documents", f"{tokens:,} tokens" if isinstance(tokens, int) else str(tokens), "nothing"])
+            rows.append([name, f"{counts['read']:,} documents", f"{tokens:,} tokens" if isinstance(tokens, int) else str(tokens), shown or "nothing"])
     return ("## From pages to tokens\n\n" + markdown_table(("step", "in", "out", "left out, by rule"), rows)) if rows else ""
 
 
