@@ -22,10 +22,11 @@ from llmpipe.clean.rules import Check
 from llmpipe.clean.statistics import Stats
 from llmpipe.clean.urls import read_list
 from llmpipe.clean.word_lists import ALLOWED, BAD_WORDS
-from llmpipe.text.block import Block, Rolling
-from llmpipe.text.characters import SINGLE
+from llmpipe.text.block import BASE, Block, Rolling
+from llmpipe.text.characters import SINGLE, fmix64
 
 MAX_TOKENS = 24
+LOW = 0xFFFF
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,15 +52,53 @@ class BadWords:
 
 
 @dataclass(frozen=True, slots=True)
-class Matcher:
-    """Sorted hashes of phrases, by their number of tokens."""
+class Phrases:
+    """Hashes of phrases to look up in a block."""
 
-    bad: dict[int, np.ndarray]
-    allowed: dict[int, np.ndarray]
+    by_length: dict[int, np.ndarray]
+    """Sorted, by the number of tokens."""
+    openings: np.ndarray
+    """(65536,) bool by the low bits of a token's hash: whether a phrase may begin with it. Leaves one token in a hundred to look at."""
+
+    @classmethod
+    def of(cls, phrases: Sequence[str]) -> Phrases:
+        by_length: dict[int, set[int]] = {}
+        openings = np.zeros(1 << 16, bool)
+        for phrase in phrases:
+            block = Block([phrase])
+            hashes = block.hashes(block.tables.exact, block.word_starts)
+            n = len(hashes)
+            if 0 < n <= MAX_TOKENS:
+                openings[int(hashes[0]) & LOW] = True
+                by_length.setdefault(n, set()).add(int(Rolling(hashes).advance(n)[0]))
+        return cls({n: np.array(sorted(found), np.uint64) for n, found in sorted(by_length.items())}, openings)
+
+    def find(self, hashes: np.ndarray, docs: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield for each length the numbers of the tokens at which a phrase begins."""
+        at = np.flatnonzero(self.openings[(hashes & np.uint64(LOW)).astype(np.intp)])
+        total = hashes[at]
+        for n in range(1, max(self.by_length, default=0) + 1):
+            if n > 1:
+                at_end = at + n - 1
+                inside = at_end < len(hashes)
+                inside[inside] = docs[at_end[inside]] == docs[at[inside]]
+                at = at[inside]
+                total = total[inside] * np.uint64(BASE) + hashes[at + n - 1]
+            known = self.by_length.get(n)
+            if known is not None and len(at):
+                grams = fmix64(total.copy())
+                place = np.minimum(np.searchsorted(known, grams), len(known) - 1)
+                yield n, at[known[place] == grams]
+
+
+@dataclass(frozen=True, slots=True)
+class Matcher:
+    bad: Phrases
+    allowed: Phrases
 
     @classmethod
     def of(cls, bad: Sequence[str], allowed: Sequence[str] = ()) -> Matcher:
-        return cls(_phrase_hashes(bad), _phrase_hashes(allowed))
+        return cls(Phrases.of(bad), Phrases.of(allowed))
 
 
 @cache
@@ -83,36 +122,13 @@ def count_words(stats: Stats, matcher: Matcher) -> tuple[np.ndarray, np.ndarray]
     docs = np.searchsorted(block.doc_ends, starts, side="right")
     hashes = block.hashes(block.tables.exact, starts)
     shielded = np.zeros(len(starts), bool)
-    for n, at in _find(hashes, docs, matcher.allowed):
+    for n, at in matcher.allowed.find(hashes, docs):
         for k in range(n):
             shielded[at + k] = True
-    for n, at in _find(hashes, docs, matcher.bad):
+    for n, at in matcher.bad.find(hashes, docs):
         at = at[~(shielded[at] & shielded[at + n - 1])]
         hits += block.per_doc(docs[at])
         for k in range(n):
             covered[at + k] = True
     weights = np.where(block.kinds[starts] == SINGLE, 1 / CHARS_PER_WORD, 1.0)
     return hits, block.per_doc(docs, covered * weights)
-
-
-def _find(hashes: np.ndarray, docs: np.ndarray, phrases: dict[int, np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield for each length the numbers of the tokens at which a phrase begins."""
-    rolling = Rolling(hashes)
-    for n in sorted(phrases):
-        grams, known = rolling.advance(n), phrases[n]
-        if not len(grams):
-            return
-        place = np.minimum(np.searchsorted(known, grams), len(known) - 1)
-        yield n, np.flatnonzero((known[place] == grams) & (docs[: len(grams)] == docs[n - 1 :]))
-
-
-def _phrase_hashes(phrases: Sequence[str]) -> dict[int, np.ndarray]:
-    by_length: dict[int, set[int]] = {}
-    for phrase in phrases:
-        block = Block([phrase])
-        starts = block.word_starts
-        n = len(starts)
-        if 0 < n <= MAX_TOKENS:
-            rolling = Rolling(block.hashes(block.tables.exact, starts))
-            by_length.setdefault(n, set()).add(int(rolling.advance(n)[0]))
-    return {n: np.array(sorted(hashes), np.uint64) for n, hashes in by_length.items()}
