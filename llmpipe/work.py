@@ -13,9 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
-from llmpipe.data.docs import DocUnit, doc_units, write_docs, write_parquet
 from llmpipe.data.files import atomic_path, sha256_file
 from llmpipe.data.manifest import Consumed, Manifest, Shard
 from llmpipe.data.remote import Location
@@ -24,6 +21,9 @@ from llmpipe.journal import Journal
 from llmpipe.log import Progress, log
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from llmpipe.data.docs import DocUnit
     from llmpipe.stage import Stage
 
 
@@ -78,6 +78,8 @@ class UnitOutput:
     def docs(self, table: pa.Table) -> None:
         """Write documents as a shard at the root; nothing when there are none."""
         if table.num_rows:
+            from llmpipe.data.docs import write_docs
+
             self.shards.append(write_docs(self.root / f"{self.stem}.parquet", table))
 
     def dropped(self, table: pa.Table) -> None:
@@ -87,6 +89,8 @@ class UnitOutput:
     def table(self, folder: str, table: pa.Table) -> None:
         """Write a side table as `<folder>/<stem>.parquet`; nothing when it is empty."""
         if table.num_rows:
+            from llmpipe.data.docs import write_parquet
+
             shard = write_parquet(self.root / folder / f"{self.stem}.parquet", table)
             self.shards.append(replace(shard, name=f"{folder}/{shard.name}"))
 
@@ -136,6 +140,8 @@ class Work:
 
     def doc_units(self) -> list[DocUnit]:
         """The row groups of all pending shards of documents."""
+        from llmpipe.data.docs import doc_units
+
         units: list[DocUnit] = []
         for given, shard in self.pending:
             if given.role.isdigit():

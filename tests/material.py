@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llmpipe.data.docs import doc_id, write_docs
+from llmpipe.data.docs import write_docs
+from llmpipe.data.ids import doc_id
 from llmpipe.data.manifest import Generation, Manifest, find_manifest, write_manifest
 
 ENGLISH = "the river runs past a quiet town where people read old books and talk of the weather that will come with the wind from the north".split()

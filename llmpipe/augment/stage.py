@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from llmpipe.data.docs import AUGMENTED, AUGMENTED_FROM, SCHEMA, DocUnit, content_hash, doc_id, docs_table, meta_value
+from llmpipe.data.docs import AUGMENTED, AUGMENTED_FROM, SCHEMA, DocUnit, docs_table, meta_value
+from llmpipe.data.ids import content_hash, doc_id
 from llmpipe.errors import InputError, UsageError
 from llmpipe.work import Counts, UnitOutput, Work
 

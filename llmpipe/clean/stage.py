@@ -24,8 +24,9 @@ from llmpipe.clean.toxicity import Toxicity
 from llmpipe.clean.urls import UrlLists
 from llmpipe.clean.words import BadWords
 from llmpipe.config import as_dict, cosmetic
-from llmpipe.data.docs import SCHEMA, DocUnit, content_hash, dropped_table
+from llmpipe.data.docs import SCHEMA, DocUnit, dropped_table
 from llmpipe.data.files import dump_json
+from llmpipe.data.ids import content_hash
 from llmpipe.work import Counts, UnitOutput, Work
 
 MAX_SAMPLED_UNITS = 20

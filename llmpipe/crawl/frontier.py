@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from llmpipe.crawl.urls import canonical, host_name
-from llmpipe.data.docs import doc_id, docs_table, dropped_table, write_parquet
+from llmpipe.data.ids import doc_id
 from llmpipe.errors import InputError
 
 SCHEMA_VERSION = 2
@@ -151,6 +152,7 @@ class Frontier:
             raise InputError(f"{path}: not a frontier of llmpipe crawl ({error})", hint="restore it from a copy, or crawl anew with --force") from None
         self.generation = 0
         self._known: set[str] = set()
+        self._counted: Counter[str] = Counter()
         self._hosts: dict[str, int] = {}
         self.spooled_rows, self.spooled_bytes = self.db.execute("SELECT count(*), coalesce(sum(length(row)), 0) FROM spool WHERE seal IS NULL").fetchone()
 
@@ -183,6 +185,9 @@ class Frontier:
         return self.db.in_transaction
 
     def commit(self) -> None:
+        for name, n in self._counted.items():
+            self._write("INSERT INTO counts VALUES(?, ?, ?) ON CONFLICT DO UPDATE SET n = n + excluded.n", (self.generation, name, n))
+        self._counted.clear()
         if self.db.in_transaction:
             self.db.execute("COMMIT")
 
@@ -202,10 +207,11 @@ class Frontier:
         self._write("INSERT INTO meta VALUES(?, ?) ON CONFLICT(name) DO UPDATE SET value = excluded.value", (name, value))
 
     def count(self, name: str, n: int = 1) -> None:
-        """Add to a count of this generation."""
-        self._write("INSERT INTO counts VALUES(?, ?, ?) ON CONFLICT DO UPDATE SET n = n + excluded.n", (self.generation, name, n))
+        """Add to a count of this generation; written with the transaction that is open."""
+        self._counted[name] += n
 
     def counts(self) -> dict[str, int]:
+        """Return what is committed."""
         return dict(self.db.execute("SELECT name, n FROM counts WHERE generation = ? ORDER BY name", (self.generation,)))
 
     def host_id(self, name: str) -> int:
@@ -418,6 +424,8 @@ class Frontier:
 
     def _write_parts(self, output: Path, number: int) -> None:
         stem = f"part-{self.generation:05d}-{number:06d}"
+        from llmpipe.data.docs import docs_table, dropped_table, write_parquet
+
         for kind, folder, table in (("page", "", docs_table), ("drop", "dropped/", dropped_table)):
             rows = [_row(text) for (text,) in self.db.execute("SELECT row FROM spool WHERE seal = ? AND kind = ? ORDER BY url", (number, kind))]
             if rows:

@@ -26,7 +26,7 @@ from llmpipe.crawl.pages import Archive, page_row
 from llmpipe.crawl.policies import PolicyBook
 from llmpipe.crawl.robots import page_directives
 from llmpipe.crawl.urls import Scope, Shard, canonical, host_name, origin, registered_domain, template, trap
-from llmpipe.data.docs import content_hash
+from llmpipe.data.ids import content_hash
 
 MAX_OUTLINKS = 4_000
 HOUR_S, DAY_S = 3_600.0, 86_400.0

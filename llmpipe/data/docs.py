@@ -8,7 +8,6 @@ Reads and writes `<output>/part-GGGGG-UUUUU.parquet` (generation, unit), one sch
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llmpipe.data.files import atomic_path, sha256_file
+from llmpipe.data.ids import content_hash
 from llmpipe.data.manifest import Manifest, Shard, read_manifest
 from llmpipe.errors import InputError
 
@@ -60,15 +60,6 @@ MAX_GROUP_BYTES = 8_000_000
 SNIPPET_CHARS = 200
 AUGMENTED, AUGMENTED_FROM = "augmented", "augmented_from"
 """Keys of `meta`, and columns of rows, by which a changed copy is known, and its source."""
-
-
-def doc_id(key: str) -> str:
-    """Hash a document's canonical key (a URL's, or file and record) to its id."""
-    return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-
-
-def content_hash(text: str) -> str:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

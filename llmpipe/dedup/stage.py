@@ -70,7 +70,7 @@ def sign_source(source: Source, out: UnitOutput, config: Config) -> Counts:
     import numpy as np
     import pyarrow as pa
 
-    from llmpipe.data.docs import content_hash
+    from llmpipe.data.ids import content_hash
     from llmpipe.dedup.index import ROWS
     from llmpipe.dedup.minhash import signatures
     from llmpipe.dedup.shingles import prepare, shingles, text_hashes

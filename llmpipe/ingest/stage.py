@@ -22,7 +22,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from llmpipe.data.docs import content_hash, doc_id, docs_table, dropped_table, meta_value, read_shards, write_docs
+from llmpipe.data.docs import docs_table, dropped_table, meta_value, read_shards, write_docs
+from llmpipe.data.ids import content_hash, doc_id
 from llmpipe.data.manifest import Shard
 from llmpipe.data.remote import Remote
 from llmpipe.data.seen import Seen

@@ -13,7 +13,8 @@ from llmpipe.augment.dictionary import read_dictionary
 from llmpipe.augment.edit import Editor
 from llmpipe.augment.stage import Config
 from llmpipe.config import load
-from llmpipe.data.docs import doc_id, meta_value, read_docs
+from llmpipe.data.docs import meta_value, read_docs
+from llmpipe.data.ids import doc_id
 from llmpipe.data.manifest import read_manifest
 from llmpipe.data.rows import is_augmented, read_rows, split_rows, text_key, without_copies_of
 from llmpipe.data.tokens import TokensDir

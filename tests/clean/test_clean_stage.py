@@ -8,7 +8,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from llmpipe.data.docs import content_hash, doc_id, read_docs
+from llmpipe.data.docs import read_docs
+from llmpipe.data.ids import content_hash, doc_id
 from tests.inprocess import run
 from tests.killing import digests, kill_until_done
 from tests.material import bilingual_rows, chinese, english, write_docs_dir

@@ -19,7 +19,7 @@ from llmpipe.clean.perplexity import Perplexity, Table
 from llmpipe.clean.quality import Quality, auc, bags_of
 from llmpipe.clean.stage import Config
 from llmpipe.config import load
-from llmpipe.data.docs import doc_id
+from llmpipe.data.ids import doc_id
 from llmpipe.data.manifest import read_manifest
 from llmpipe.errors import InputError, UsageError
 from llmpipe.text.block import Block

@@ -68,7 +68,7 @@ def test_hosts_with_work_are_found_among_many(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", ["before the file", "after the file"])
 def test_a_part_that_a_kill_cut_short_is_written_again_under_its_name(tmp_path: Path, cut: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmpipe.crawl import frontier as module
+    from llmpipe.data import docs as module
 
     frontier = Frontier(tmp_path / "state" / "f.db")
     for url_id in add(frontier, "/a", "/b", "/c"):

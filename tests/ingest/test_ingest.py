@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmpipe.crawl.warc import WarcWriter
-from llmpipe.data.docs import doc_id, read_docs
+from llmpipe.data.docs import read_docs
+from llmpipe.data.ids import doc_id
 from llmpipe.errors import InputError, UsageError
 from llmpipe.ingest import stage, units
 from llmpipe.ingest.stage import Config

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
-from llmpipe.data.docs import doc_id
+from llmpipe.data.ids import doc_id
 from llmpipe.errors import InputError
 from llmpipe.ingest import units
 from tests.ingest.mixed import docs, dropped, ingest, texts

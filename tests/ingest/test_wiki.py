@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bz2
 
-from llmpipe.data.docs import doc_id
+from llmpipe.data.ids import doc_id
 from llmpipe.ingest import units
 from tests.ingest.mixed import HEAD, article, docs, dropped, ingest, multistream, texts
 from tests.material import chinese, english
