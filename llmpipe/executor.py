@@ -25,7 +25,34 @@ R = TypeVar("R")
 PR_SET_PDEATHSIG = 1
 
 
-def map_units(function: Callable[[U], R], units: Sequence[U], *, workers: int) -> Iterator[tuple[int, R]]:
+class Pool:
+    """Worker processes that serve all phases of a run: they start at the first use and import what they need once."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._executor: ProcessPoolExecutor | None = None
+
+    def submit(self, function: Callable[[U], R], unit: U) -> Any:
+        if self._executor is None:
+            # spawn: a fork of a process with threads (torch, pyarrow) can deadlock, and would share its locks
+            context = multiprocessing.get_context("spawn")
+            self._executor = ProcessPoolExecutor(self.workers, mp_context=context, initializer=die_with_parent, initargs=(os.getpid(),))
+        return self._executor.submit(function, unit)
+
+    def close(self, *, kill: bool = False) -> None:
+        """End the processes; with `kill` at once, whatever they do."""
+        if self._executor is None:
+            return
+        processes = list((self._executor._processes or {}).values())
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._executor = None
+        for process in processes:
+            if kill:
+                process.kill()
+            process.join()
+
+
+def map_units(function: Callable[[U], R], units: Sequence[U], *, workers: int, pool: Pool | None = None) -> Iterator[tuple[int, R]]:
     """Yield `(index, function(unit))` as units finish; run them here when one worker or one unit is all there is.
 
     Raises what `function` raised; a worker killed from outside (out of memory, say) is an `LlmpipeError`.
@@ -35,15 +62,13 @@ def map_units(function: Callable[[U], R], units: Sequence[U], *, workers: int) -
         for index, unit in enumerate(units):
             yield index, function(unit)
         return
-    # spawn: a fork of a process with threads (torch, pyarrow) can deadlock, and would share its locks
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=die_with_parent, initargs=(os.getpid(),))
+    own = pool or Pool(workers)
     pending: dict[Any, int] = {}
     todo = iter(enumerate(units))
     try:
         while True:
             while len(pending) < 2 * workers and (item := next(todo, None)) is not None:
-                pending[pool.submit(function, item[1])] = item[0]
+                pending[own.submit(function, item[1])] = item[0]
             if not pending:
                 break
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
@@ -51,13 +76,9 @@ def map_units(function: Callable[[U], R], units: Sequence[U], *, workers: int) -
     except BrokenProcessPool:
         raise LlmpipeError("a worker process was killed", hint="was memory short? try fewer --workers; the same command goes on where it stopped") from None
     finally:
-        processes = list((pool._processes or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        if sys.exc_info()[0] is not None or pending:
-            for process in processes:
-                process.kill()
-        for process in processes:
-            process.join()
+        failed = sys.exc_info()[0] is not None or bool(pending)
+        if failed or pool is None:
+            own.close(kill=failed)
 
 
 def die_with_parent(parent: int) -> None:

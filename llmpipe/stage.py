@@ -14,6 +14,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -28,6 +29,7 @@ from llmpipe.data.manifest import NAME as MANIFEST
 from llmpipe.data.manifest import Consumed, Generation, Manifest, Shard, find_manifest, write_manifest
 from llmpipe.data.remote import Location
 from llmpipe.errors import InputError, UsageError
+from llmpipe.executor import Pool
 from llmpipe.journal import Journal, journal_path, read_journal
 from llmpipe.log import Progress, log
 from llmpipe.survey import Survey, find_inputs, survey
@@ -64,7 +66,7 @@ _TABLE = (
     Stage(name="crawl", module="llmpipe.crawl.stage", reads=("sites",), writes="docs", growth="append", input_optional=True, help="Collect web sites politely into documents"),
     Stage(name="ingest", module="llmpipe.ingest.stage", reads=("files",), writes="docs", growth="append", ledger=True, help="Read files and folders into documents"),
     Stage(name="clean", module="llmpipe.clean.stage", reads=("docs",), writes="docs", growth="append", help="Repair text, drop what is not worth training on, redact personal data"),
-    Stage(name="dedup", module="llmpipe.dedup.stage", reads=("docs",), writes="docs", growth="append", help="Drop exact and near duplicates"),
+    Stage(name="dedup", module="llmpipe.dedup.stage", reads=("docs",), writes="docs", growth="append", version=2, help="Drop duplicates, cut repeated passages, keep evaluation sets out"),
     Stage(name="augment", module="llmpipe.augment.stage", reads=("docs", "rows"), writes="docs", growth="append", help="Add changed copies to training data, marked and kept out of evaluation"),
     Stage(name="tokenizer", module="llmpipe.tokenizer.stage", reads=("docs",), writes="tokenizer", growth="frozen", help="Train a tokenizer"),
     Stage(name="tokenize", module="llmpipe.tokenizer.encode", reads=("docs",), needs=("tokenizer",), writes="tokens", growth="append", help="Turn documents into token shards"),
@@ -154,9 +156,11 @@ def run_stage(stage: Stage, config: Any, request: Request, options: Options) -> 
             for folder in (output, *(output / name for name in SIDE_FOLDERS)):
                 remove_stale_tmp(folder)
             work.journal = Journal(output, found.header)
+            work.pool = Pool(work.workers)
             try:
                 counts = module.run(config, work)
             finally:
+                work.pool.close(kill=sys.exc_info()[0] is not None)
                 work.journal.close()
                 progress.close()
             manifest = _publish(found, work, counts, began, time.monotonic() - start)
@@ -208,7 +212,7 @@ def _settle(stage: Stage, found: Survey, output: Path, options: Options, config:
     return found
 
 
-SIDE_FOLDERS = ("dropped", "values", "models", "index", "hosts", "warc", "checkpoints", "samples", "splits", "tokenizer", "state")
+SIDE_FOLDERS = ("dropped", "values", "cut", "overlaps", "models", "index", "hosts", "warc", "checkpoints", "samples", "splits", "tokenizer", "state")
 """What an output may hold beside its root. `state` last: it holds the journal."""
 
 

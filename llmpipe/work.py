@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from llmpipe.data.files import atomic_path, sha256_file
 from llmpipe.data.manifest import Consumed, Manifest, Shard
 from llmpipe.data.remote import Location
-from llmpipe.executor import map_units
+from llmpipe.executor import Pool, map_units
 from llmpipe.journal import Journal
 from llmpipe.log import Progress, log
 
@@ -133,6 +133,8 @@ class Work:
     """What the output is, where that follows the input; None: what the stage writes."""
     info: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Shard] = field(default_factory=dict)
+    pool: Pool | None = None
+    """Worker processes that all phases share; without one, each phase starts its own."""
     log = log
 
     def input(self, role: str) -> Input | None:
@@ -159,7 +161,7 @@ class Work:
                 results[number] = record
         todo = [(unit, number) for number, unit in enumerate(units) if number not in results]
         call = partial(_run_unit, function=function, root=self.output, generation=self.generation, phase=phase, shared=shared)
-        for index, record in map_units(call, todo, workers=self.workers):
+        for index, record in map_units(call, todo, workers=self.workers, pool=self.pool):
             self.journal.add(record)
             results[todo[index][1]] = record
             self.progress.update(len(results), len(units), phase=phase)

@@ -1,6 +1,6 @@
 """Find which documents may be near-duplicates of which: equal band keys, among new documents and in older generations.
 
-    found = find_runs(keys, old)       # keys: (num_bands, D) of the new documents
+    found = find_runs(keys, valid, old)       # keys: (num_bands, D) of the new documents
     found.runs_of(7), found.old_of(run)
 
 A run is a set of documents that share one band's key. Work is one sort per band; older generations are sorted on disk and
@@ -9,10 +9,13 @@ only searched, at a cost in proportion to what is new.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+MAX_RUN = 1_000
+"""Older documents taken from one run. Longer ones are templates: thousands of pages that share their frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +32,12 @@ class Sorted:
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """Runs of two or more documents, as two compressed tables."""
+    """Runs of two or more documents, as compressed tables."""
 
     starts: np.ndarray
     """(D + 1,) where the runs of document i begin in `runs`."""
     runs: np.ndarray
+    """Run numbers by document; int32."""
     old_starts: np.ndarray
     """(R + 1,) where the old documents of run r begin in `old`."""
     old: np.ndarray
@@ -48,6 +52,22 @@ class Runs:
     def members(self) -> np.ndarray:
         """Documents in any run."""
         return np.flatnonzero(np.diff(self.starts))
+
+    def neighbours(self) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
+        """Yield pairs `(documents, others, others are old rows)` that are the likeliest of each run: with its first, and with the one before."""
+        docs = np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
+        order = np.argsort(self.runs, kind="stable")
+        docs, runs = docs[order], self.runs[order]
+        if not len(runs):
+            return
+        opens = np.append(True, runs[1:] != runs[:-1])
+        first = docs[np.flatnonzero(opens)][np.cumsum(opens) - 1]
+        inner = np.flatnonzero(~opens)
+        yield docs[inner], first[inner], False
+        yield docs[inner], docs[inner - 1], False
+        found = np.flatnonzero(self.old_starts[runs + 1] > self.old_starts[runs])
+        yield docs[found], self.old[self.old_starts[runs[found]]], True
+        yield docs[found], self.old[self.old_starts[runs[found] + 1] - 1], True
 
 
 def find_runs(keys: np.ndarray, valid: np.ndarray, old: Sequence[Sorted]) -> Runs:
@@ -70,14 +90,14 @@ def find_runs(keys: np.ndarray, valid: np.ndarray, old: Sequence[Sorted]) -> Run
             right = np.searchsorted(generation.keys[band], unique, side="right")
             found = np.flatnonzero(right > left)
             matched[found] = True
-            lengths = (right - left)[found]
+            lengths = np.minimum(right - left, MAX_RUN)[found]
             places = np.repeat(left[found] - np.append(0, np.cumsum(lengths)[:-1]), lengths) + np.arange(lengths.sum())
             hits.append((np.repeat(found, lengths), generation.rows[band][places].astype(np.int64) + generation.offset))
         wanted = (sizes >= 2) | matched
         number = np.cumsum(wanted) - 1 + count  # of a run that is wanted
         in_run = np.repeat(wanted, sizes)
-        doc_parts.append(where[order[in_run]])
-        run_parts.append(np.repeat(number, sizes)[in_run])
+        doc_parts.append(where[order[in_run]].astype(np.int32))
+        run_parts.append(np.repeat(number, sizes)[in_run].astype(np.int32))
         for run, rows in hits:
             old_runs.append(number[run])
             old_rows.append(rows)

@@ -1,21 +1,21 @@
-"""Decide which documents stay: the first seen of each group of duplicates, in one pass in order of first sight.
+"""Decide which documents stay: the first of each group of duplicates, in one pass in order of preference.
 
-    decisions = decide(contenders, ...)
+    verdicts = decide(contenders, exact=True, near=near)         # {row: Duplicate}
 
 A document is dropped when an earlier one *that stays* has the same words, or shares a band of its signature and at least
 `threshold` of its shingles, counted exactly. Nothing is dropped for a document that is itself dropped, so there are no
-chains. The pass depends on order alone: neither on workers nor on how the input was cut into generations, so A then B
-keeps the same set as A and B at once.
+chains. The pass depends on order alone: neither on workers nor, where the order is that of first sight, on how the input
+was cut into generations, so A then B keeps the same set as A and B at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from llmpipe.dedup.candidates import Runs
+from llmpipe.dedup.candidates import MAX_RUN, Runs
 from llmpipe.dedup.minhash import agreement
 
 AGREEMENT_MARGIN = 0.15
@@ -30,16 +30,23 @@ class Duplicate:
 
     rule: str
     partner: int
-    """Number of the document that stays: new ones 0, 1, …; old ones as -1 - row."""
+    """Row of the document that stays; -1 where the partner is an evaluation item."""
     similarity: float
+    item: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Contenders:
-    """The documents to decide on, in order of first sight."""
+    """The documents to decide on, in order of preference."""
 
-    text_hashes: Sequence[bytes]
-    content_hashes: Sequence[bytes]
+    rows: np.ndarray
+    """(D,) row of each, over all generations."""
+    texts: np.ndarray
+    """(D,) number of its text; -1 where no other has it."""
+    contents: np.ndarray
+    """(D,) hash of its bytes."""
+    old_texts: dict[int, tuple[int, int]]
+    """Texts that stand in the output: number to (row, hash of the bytes)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,58 +55,44 @@ class Near:
 
     threshold: float
     runs: Runs
-    signatures: np.ndarray
-    """(D, num_perm) of the contenders."""
-    old_alive: Callable[[int], bool]
+    """By the contenders' place in the order."""
+    alive: Callable[[int], bool]
     """Whether an old row is in the output still."""
-    old_signatures: Callable[[np.ndarray], np.ndarray]
+    signatures: Callable[[np.ndarray], np.ndarray]
+    """(n,) rows to (n, num_perm)."""
     similarity: Callable[[int, int], float]
-    """Exact Jaccard of two documents, numbered as `Duplicate.partner` is."""
+    """Exact Jaccard of two rows."""
 
 
-def decide(
-    new: Contenders,
-    *,
-    exact: bool,
-    old_texts: dict[bytes, tuple[int, bytes]],
-    near: Near | None = None,
-) -> list[Duplicate | None]:
-    """Return for each contender why it is dropped, or None.
-
-    `old_texts` has the kept documents of older generations by text hash: (row, content hash).
-    """
-    out: list[Duplicate | None] = [None] * len(new.text_hashes)
-    kept_texts: dict[bytes, tuple[int, bytes]] = {k: (-1 - row, content) for k, (row, content) in old_texts.items()}
-    dropped_texts: dict[bytes, Duplicate] = {}
-    repeated = _repeated(new.text_hashes)
-    in_run: dict[int, list[int]] = {}
-    for i, text in enumerate(new.text_hashes):
-        verdict = _same_text(text, new.content_hashes[i], kept_texts, dropped_texts) if exact else None
+def decide(new: Contenders, *, near: Near | None = None) -> dict[int, Duplicate]:
+    """Return why documents are dropped, by row, for those that are."""
+    out: dict[int, Duplicate] = {}
+    kept_texts = dict(new.old_texts)
+    dropped_texts: dict[int, Duplicate] = {}
+    in_run: dict[int, list[int]] = {}  # rows that stay
+    involved = new.texts >= 0
+    if near is not None:
+        involved[near.runs.members()] = True
+    for i in np.flatnonzero(involved).tolist():
+        row, text, content = int(new.rows[i]), int(new.texts[i]), int(new.contents[i])
+        verdict = _same_text(text, content, kept_texts, dropped_texts) if text >= 0 else None
         own_runs = near.runs.runs_of(i) if near is not None else []
         if verdict is None and own_runs:
-            verdict = _near(i, own_runs, in_run, near)
+            verdict = _near(row, own_runs, in_run, near)
             if verdict is None:
                 for run in own_runs:
-                    in_run.setdefault(run, []).append(i)
-        out[i] = verdict
-        if exact and text in repeated:
-            if verdict is None:
-                kept_texts.setdefault(text, (i, new.content_hashes[i]))
-            else:
-                dropped_texts.setdefault(text, verdict)
+                    if len(same := in_run.setdefault(run, [])) < MAX_RUN:
+                        same.append(row)
+        if verdict is not None:
+            out[row] = verdict
+        if text >= 0 and verdict is None:
+            kept_texts.setdefault(text, (row, content))
+        elif text >= 0:
+            dropped_texts.setdefault(text, verdict)
     return out
 
 
-def _repeated(texts: Sequence[bytes]) -> set[bytes]:
-    """Text hashes that occur twice: only they need remembering."""
-    seen: set[bytes] = set()
-    again: set[bytes] = set()
-    for text in texts:
-        (again if text in seen else seen).add(text)
-    return again
-
-
-def _same_text(text: bytes, content: bytes, kept: dict[bytes, tuple[int, bytes]], dropped: dict[bytes, Duplicate]) -> Duplicate | None:
+def _same_text(text: int, content: int, kept: dict[int, tuple[int, int]], dropped: dict[int, Duplicate]) -> Duplicate | None:
     if text in kept:
         partner, theirs = kept[text]
         return Duplicate("exact" if content == theirs else "exact_normalized", partner, 1.0)
@@ -107,22 +100,18 @@ def _same_text(text: bytes, content: bytes, kept: dict[bytes, tuple[int, bytes]]
     return dropped.get(text)
 
 
-def _near(i: int, own_runs: list[int], in_run: dict[int, list[int]], near: Near) -> Duplicate | None:
-    new = sorted({j for run in own_runs for j in in_run.get(run, ())})
-    old = sorted({row for run in own_runs for row in near.runs.old_of(run) if near.old_alive(row)})
-    if not new and not old:
+def _near(row: int, own_runs: list[int], in_run: dict[int, list[int]], near: Near) -> Duplicate | None:
+    others = {other for run in own_runs for other in in_run.get(run, ())}
+    others.update(other for run in own_runs for other in near.runs.old_of(run) if near.alive(other))
+    if not others:
         return None
-    agreements = []
-    if old:
-        agreements.append(agreement(near.signatures[i], near.old_signatures(np.array(old, np.int64))))
-    if new:
-        agreements.append(agreement(near.signatures[i], near.signatures[new]))
-    likely = np.concatenate(agreements)
-    numbers = [*(-1 - row for row in old), *new]  # in order of first sight
+    ordered = sorted(others)  # in order of first sight
+    found = near.signatures(np.array([row, *ordered], np.int64))
+    likely = agreement(found[0], found[1:])
     for k in np.argsort(-likely, kind="stable")[:MAX_COMPARED].tolist():
         if likely[k] < near.threshold - AGREEMENT_MARGIN:
             break
-        exact = near.similarity(i, numbers[k])
+        exact = near.similarity(row, ordered[k])
         if exact >= near.threshold:
-            return Duplicate("near", numbers[k], exact)
+            return Duplicate("near", ordered[k], exact)
     return None

@@ -27,10 +27,11 @@ def block_of(texts: Sequence[str]) -> Block:
     return Block([prepare(t) for t in texts], inner_dots=False)
 
 
-def shingles(block: Block, values: np.ndarray, *, words: int, characters: int) -> tuple[np.ndarray, np.ndarray]:
+def shingles(block: Block, values: np.ndarray, *, words: int, characters: int, short: bool = True) -> tuple[np.ndarray, np.ndarray]:
     """Return (S,) uint64 hashes and (S,) document numbers, ascending. Repeated shingles are repeated.
 
     `values` is `tables.folded` for candidates (case, accents and all digits alike) or `tables.exact` for verification.
+    Without `short` a document that is too short for any has none.
     """
     starts = block.word_starts
     tokens = block.hashes(values, starts)
@@ -44,11 +45,13 @@ def shingles(block: Block, values: np.ndarray, *, words: int, characters: int) -
             inside = mask[:whole] & (docs[:whole] == docs[n - 1 :])
             out[:whole][inside] = Rolling(tokens).advance(n)[inside]
             valid[:whole] |= inside
+    if not short:
+        return out[valid], docs[valid]
     first, present = first_tokens(docs, block.num_docs)
-    short = present & (np.bincount(docs[valid], minlength=block.num_docs) == 0)
-    if short.any():
-        at = first[short]
-        out[at] = hash_spans(tokens, first[present])[short[present]]
+    alone = present & (np.bincount(docs[valid], minlength=block.num_docs) == 0)
+    if alone.any():
+        at = first[alone]
+        out[at] = hash_spans(tokens, first[present])[alone[present]]
         valid[at] = True
     return out[valid], docs[valid]
 

@@ -1,17 +1,19 @@
 """Compute the exact Jaccard similarity of candidates from their texts.
 
-    with ShingleSets(near, scratch_dir) as sets:
-        sets.add_unit(unit, {row: number, …})
-        sets.similarity(a, b)
+    with ShingleSets(config.near, work, rows) as sets:
+        sets.load(wanted)                # many at once, in worker processes
+        sets.similarity(a, b)            # of two rows; what was not loaded is read then
 
 A set is the sorted distinct shingles of a document with case and width folded but accents and digits kept, 4 bytes each,
-in an unlinked scratch file: about 2 KB a candidate on disk, nothing of it in memory.
+in scratch files below `state/`: about 4 KB a candidate on disk, nothing of it in memory.
 """
 
 from __future__ import annotations
 
 import os
-import tempfile
+import shutil
+from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,36 +21,48 @@ import numpy as np
 import pyarrow as pa
 
 from llmpipe.data.docs import DocUnit
+from llmpipe.dedup.index import AGAIN, Rows, locate
 from llmpipe.dedup.minhash import hashes32
 from llmpipe.dedup.shingles import block_of, prepare, shingles
+from llmpipe.executor import map_units
 from llmpipe.text.block import Block, blocks
+from llmpipe.work import Work
+
+MAX_OPEN = 64
+MIN_PARALLEL = 500
+"""Fewer documents are read here: starting workers takes longer."""
 
 
 class ShingleSets:
-    """The shingle sets of numbered documents, kept in a scratch file that vanishes with the process."""
+    """The shingle sets of rows, in scratch files that are removed at the end (and after a kill, by the next run)."""
 
-    def __init__(self, near: Any, folder: Path) -> None:
-        self._near = near
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = tempfile.TemporaryFile(dir=folder)  # closed by __exit__
-        self._spans: dict[int, tuple[int, int]] = {}
-        self._size = 0
+    def __init__(self, near: Any, work: Work, rows: Rows) -> None:
+        self._near, self._work, self._rows = near, work, rows
+        self._folder = work.output / "state" / "sets"
+        self._spans: dict[int, tuple[str, int, int]] = {}
+        self._open: dict[str, int] = {}
 
     def __enter__(self) -> ShingleSets:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        for fd in self._open.values():
+            os.close(fd)
+        shutil.rmtree(self._folder)
 
-    def add_unit(self, unit: DocUnit, numbers: dict[int, int]) -> None:
-        """Read the rows of a unit that `numbers` names and store their sets under those numbers."""
-        rows = sorted(numbers)
-        texts = unit.read(["text"]).column("text").take(pa.array(rows, pa.int64())).to_pylist()
-        for start, block in blocks([prepare(t) for t in texts], inner_dots=False):
-            for k, own in enumerate(shingle_sets(block, self._near)):
-                self._spans[numbers[rows[start + k]]] = (self._size, len(own))
-                self._file.write(own.tobytes())
-                self._size += own.nbytes
+    def load(self, wanted: np.ndarray) -> None:
+        """Read the texts of rows once, row group by row group, in parallel."""
+        jobs: dict[str, list[int]] = defaultdict(list)
+        for row in wanted.tolist():
+            jobs[self._rows.name_of(row).removeprefix(AGAIN)].append(row)
+        units = [self._job(name, own) for name, own in sorted(jobs.items())]
+        workers = self._work.workers if len(wanted) >= MIN_PARALLEL else 1
+        call = partial(write_sets, near=self._near)
+        for done, (_, spans) in enumerate(map_units(call, units, workers=workers, pool=self._work.pool)):
+            self._spans.update(spans)
+            self._work.progress.update(done + 1, len(units), phase="compare")
 
     def similarity(self, a: int, b: int) -> float:
         x, y = self._read(a), self._read(b)
@@ -57,10 +71,34 @@ class ShingleSets:
         shared = int((both[1:] == both[:-1]).sum())
         return shared / (len(x) + len(y) - shared) if shared else 0.0
 
-    def _read(self, number: int) -> np.ndarray:
-        offset, length = self._spans[number]
-        self._file.flush()
-        return np.frombuffer(os.pread(self._file.fileno(), 4 * length, offset), np.uint32)
+    def _job(self, name: str, rows: list[int]) -> tuple[DocUnit, dict[int, int], Path]:
+        return locate(self._work, name), {int(self._rows.rows[row]): row for row in rows}, self._folder / f"{len(self._spans)}-{name}"
+
+    def _read(self, row: int) -> np.ndarray:
+        if row not in self._spans:
+            self._spans.update(write_sets(self._job(self._rows.name_of(row).removeprefix(AGAIN), [row]), near=self._near))
+        name, offset, length = self._spans[row]
+        fd = self._open.get(name)
+        if fd is None:
+            if len(self._open) >= MAX_OPEN:
+                os.close(self._open.pop(next(iter(self._open))))
+            fd = self._open[name] = os.open(self._folder / name, os.O_RDONLY)
+        return np.frombuffer(os.pread(fd, 4 * length, offset), np.uint32)
+
+
+def write_sets(job: tuple[DocUnit, dict[int, int], Path], *, near: Any) -> dict[int, tuple[str, int, int]]:
+    """Write the sets of some rows of a unit, {row in the unit: row}, to a file; return {row: (file, offset, length)}."""
+    unit, numbers, path = job
+    rows = sorted(numbers)
+    texts = unit.read(["text"]).column("text").take(pa.array(rows, pa.int64())).to_pylist()
+    spans, size = {}, 0
+    with open(path, "wb") as f:
+        for start, block in blocks([prepare(t) for t in texts], inner_dots=False):
+            for k, own in enumerate(shingle_sets(block, near)):
+                spans[numbers[rows[start + k]]] = (path.name, size, len(own))
+                f.write(own.tobytes())
+                size += own.nbytes
+    return spans
 
 
 def shingle_sets(block: Block, near: Any) -> list[np.ndarray]:
@@ -68,7 +106,12 @@ def shingle_sets(block: Block, near: Any) -> list[np.ndarray]:
     hashes, docs = shingles(block, block.tables.exact, words=near.ngram, characters=near.char_ngram)
     bounds = np.searchsorted(docs, np.arange(block.num_docs + 1))
     small = hashes32(hashes)
-    return [np.unique(small[bounds[i] : bounds[i + 1]]) for i in range(block.num_docs)]
+    out = []
+    for i in range(block.num_docs):
+        own = small[bounds[i] : bounds[i + 1]]
+        own.sort()
+        out.append(own[np.append(True, own[1:] != own[:-1])] if len(own) else own)
+    return out
 
 
 def jaccard(a: str, b: str, near: Any) -> float:
