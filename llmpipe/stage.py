@@ -14,7 +14,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -160,7 +159,7 @@ def run_stage(stage: Stage, config: Any, request: Request, options: Options) -> 
             try:
                 counts = module.run(config, work)
             finally:
-                work.pool.close(kill=sys.exc_info()[0] is not None)
+                work.pool.close(kill=True)  # all phases are over, or failed
                 work.journal.close()
                 progress.close()
             manifest = _publish(found, work, counts, began, time.monotonic() - start)

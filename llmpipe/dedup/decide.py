@@ -101,8 +101,12 @@ def _same_text(text: int, content: int, kept: dict[int, tuple[int, int]], droppe
 
 
 def _near(row: int, own_runs: list[int], in_run: dict[int, list[int]], near: Near) -> Duplicate | None:
-    others = {other for run in own_runs for other in in_run.get(run, ())}
-    others.update(other for run in own_runs for other in near.runs.old_of(run) if near.alive(other))
+    others: set[int] = set()
+    for run in own_runs:
+        others.update(in_run.get(run, ()))
+    if len(near.runs.old):
+        old = {other for run in own_runs for other in near.runs.old_of(run)}
+        others.update(other for other in old if near.alive(other))
     if not others:
         return None
     ordered = sorted(others)  # in order of first sight

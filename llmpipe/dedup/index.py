@@ -121,7 +121,7 @@ class Rows:
         out = np.empty((len(rows), num_perm), np.uint32)
         files = np.searchsorted(self.sig_starts, rows, side="right") - 1
         for number in set(files.tolist()):
-            mine = files == number
+            mine = np.flatnonzero(files == number)
             if number not in self._mapped:
                 self._mapped[number] = read_npy(self.sig_paths[number])
             out[mine] = self._mapped[number][rows[mine] - self.sig_starts[number]]

@@ -137,7 +137,7 @@ def _decide(config: Any, work: Work, state: _State, bands: list[Sorted]) -> dict
     contenders = _contenders(config.exact, state, order)
     if near is None or not len(order):
         return out | decide(contenders)
-    runs = find_runs(_keys(near, rows, order), rows.has_shingles[order], bands)
+    runs = find_runs(_keys(near, rows, order), rows.has_shingles[order] & ~_seen_before(contenders), bands)
     with ShingleSets(near, work, rows) as sets:
         sets.load(_likely(near, state, order, runs))
         num_perm = near.num_bands * near.num_rows
@@ -185,6 +185,15 @@ def _contenders(exact: Any, state: _State, order: np.ndarray) -> Contenders:
         for row, number in zip(old[repeated[: len(old)]].tolist(), numbers[: len(old)][repeated[: len(old)]].tolist(), strict=True):
             old_texts.setdefault(number, (row, int(rows.content_hashes[row])))
     return Contenders(rows=order, texts=texts, contents=rows.content_hashes[order], old_texts=old_texts)
+
+
+def _seen_before(contenders: Contenders) -> np.ndarray:
+    """(D,) whether an earlier document has the same text: such a one is dropped without comparison."""
+    texts = contenders.texts
+    out = np.isin(texts, list(contenders.old_texts))
+    where = np.flatnonzero(texts >= 0)
+    out[np.delete(where, np.unique(texts[where], return_index=True)[1])] = True
+    return out
 
 
 def _keys(near: Any, rows: Rows, wanted: np.ndarray) -> np.ndarray:

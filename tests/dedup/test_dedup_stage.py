@@ -8,8 +8,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from llmpipe.config import load
 from llmpipe.data.docs import read_docs
 from llmpipe.data.ids import doc_id
+from llmpipe.dedup.settings import Config
+from llmpipe.stage import STAGES, Options, Request, run_stage
 from tests.inprocess import run
 from tests.killing import digests, kill_until_done
 from tests.material import bilingual_rows, chinese, english, write_docs_dir
@@ -43,6 +46,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
             row["text"] = edited(rows[rng.randrange(i)]["text"], i)
         elif i > 20 and i % 10 == 1:
             row["text"] = rows[rng.randrange(i)]["text"]
+        elif i % 4 == 3:  # a passage and a line that others have, too
+            row["text"] += "\nHome | About\n" + (chinese(777, 4) if row["language"] == "zh" else english(777, 4))
     return write_docs_dir(tmp_path_factory.mktemp("dedup") / "docs", rows, shards=12)
 
 
@@ -83,13 +88,18 @@ def test_settings_turn_parts_off_and_on(llmpipe, make_docs, tmp_path: Path):
     assert bad.returncode == 2 and "did you mean num_bands?" in bad.stderr
 
 
-def test_same_bytes_for_one_and_two_workers_and_after_kills(corpus: Path, tmp_path: Path):
-    whole, parallel, killed = tmp_path / "whole", tmp_path / "parallel", tmp_path / "killed"
-    kill_until_done(["dedup", "--input", corpus, "--output", whole, "--workers", 1], whole, kills=0)
-    kill_until_done(["dedup", "--input", corpus, "--output", parallel, "--workers", 2], parallel, kills=0)
-    assert kill_until_done(["dedup", "--input", corpus, "--output", killed, "--workers", 1], killed, kills=6) == 6
-    assert digests(whole) == digests(parallel) == digests(killed)
-    assert 120 < len(live(whole)) < 170
+def test_same_bytes_for_one_two_and_seven_workers_and_after_kills(corpus: Path, tmp_path: Path):
+    sets = ["lines.min_docs=3", "lines.min_chars=5", "substrings.min_tokens=30", "url=newest"]  # everything on
+    config = load(Config, stage="dedup", sets=sets, environ={})
+    made = []
+    for workers in (1, 2, 7):
+        done = run_stage(STAGES["dedup"], config, Request(inputs=(corpus,), output=tmp_path / str(workers)), Options(workers=workers))
+        made.append(digests(tmp_path / str(workers)))
+    assert done.counts.extra["cut_substrings"] > 0 < done.counts.extra["cut_lines"] and 120 < len(live(tmp_path / "1")) < 170
+    killed = tmp_path / "killed"
+    arguments = ["dedup", "--input", corpus, "--output", killed, "--workers", 1, *(a for s in sets for a in ("--set", s))]
+    assert kill_until_done(arguments, killed, kills=5) == 5
+    assert made[0] == made[1] == made[2] == digests(killed)
 
 
 def test_a_then_b_keeps_the_same_set_as_both_at_once(corpus: Path, tmp_path: Path):

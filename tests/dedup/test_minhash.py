@@ -10,8 +10,8 @@ from datasketch import MinHash
 
 from llmpipe.dedup.candidates import Sorted, find_runs, sort_bands
 from llmpipe.dedup.minhash import CHUNK, EMPTY, band_keys, hashes32, signatures, to_datasketch
-from llmpipe.dedup.shingles import block_of, shingles, text_hashes
 from llmpipe.dedup.settings import MinHashConfig
+from llmpipe.dedup.shingles import block_of, shingles, text_hashes
 from llmpipe.dedup.verify import jaccard
 from tests.material import chinese, english
 
