@@ -18,8 +18,9 @@ import numpy as np
 from llmpipe.dedup.candidates import MAX_RUN, Runs
 from llmpipe.dedup.minhash import agreement
 
-AGREEMENT_MARGIN = 0.15
-"""Candidates whose signatures agree less than threshold - 0.15 are not compared: 3.5 standard deviations at 112 minima."""
+AGREEMENT_MARGIN, WIDE_MARGIN = 0.15, 0.3
+"""Candidates whose signatures agree less than threshold - 0.15 are not compared: 3.5 standard deviations at 112 minima. In
+scripts without spaces 0.3, since there pairs are compared by other shingles than the signature's (see shingles.py)."""
 MAX_COMPARED = 32
 """Candidates compared exactly per document, best agreement first."""
 
@@ -56,6 +57,8 @@ class Near:
     threshold: float
     runs: Runs
     """By the contenders' place in the order."""
+    margin: Callable[[int], float]
+    """How far below the threshold the agreement of signatures may be, by row."""
     alive: Callable[[int], bool]
     """Whether an old row is in the output still."""
     signatures: Callable[[np.ndarray], np.ndarray]
@@ -112,8 +115,9 @@ def _near(row: int, own_runs: list[int], in_run: dict[int, list[int]], near: Nea
     ordered = sorted(others)  # in order of first sight
     found = near.signatures(np.array([row, *ordered], np.int64))
     likely = agreement(found[0], found[1:])
+    least = near.threshold - near.margin(row)
     for k in np.argsort(-likely, kind="stable")[:MAX_COMPARED].tolist():
-        if likely[k] < near.threshold - AGREEMENT_MARGIN:
+        if likely[k] < least:
             break
         exact = near.similarity(row, ordered[k])
         if exact >= near.threshold:

@@ -40,6 +40,7 @@ ROWS = pa.schema(
         ("length", pa.uint32()),
         ("rank", pa.uint16()),  # of its source, in the order of the config
         ("gone", pa.bool_()),
+        ("wide", pa.bool_()),  # in a script without spaces
         ("num_shingles", pa.uint32()),
         ("overlap", pa.float32()),  # with an evaluation set, as a share of the evaluation item
         ("overlap_item", pa.string()),
@@ -87,6 +88,7 @@ class Rows:
     lengths: np.ndarray
     ranks: np.ndarray
     gone: np.ndarray
+    wide: np.ndarray
     has_shingles: np.ndarray
     rows: np.ndarray
     """(n,) int32 in the row group of the input."""
@@ -188,6 +190,7 @@ def read_index(work: Work, sources: list[Source]) -> tuple[Rows, list[Sorted]]:
         lengths=merged.column("length").fill_null(0).to_numpy(),
         ranks=merged.column("rank").fill_null(0).to_numpy(),
         gone=merged.column("gone").to_numpy(),
+        wide=merged.column("wide").to_numpy(),
         has_shingles=merged.column("num_shingles").to_numpy() > 0,
         rows=merged.column("row").to_numpy(),
         sources=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),

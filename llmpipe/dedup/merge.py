@@ -17,7 +17,7 @@ import numpy as np
 
 from llmpipe.data.docs import DocUnit
 from llmpipe.dedup.candidates import Sorted, find_runs, sort_bands
-from llmpipe.dedup.decide import AGREEMENT_MARGIN, Contenders, Duplicate, Near, decide
+from llmpipe.dedup.decide import AGREEMENT_MARGIN, WIDE_MARGIN, Contenders, Duplicate, Near, decide
 from llmpipe.dedup.index import AGAIN, DROPPED, GONE, KEPT, SUPERSEDED, Rows, Source, locate, read_index, write_generation
 from llmpipe.dedup.minhash import band_keys
 from llmpipe.dedup.urls import outdated, pending_urls
@@ -144,6 +144,7 @@ def _decide(config: Any, work: Work, state: _State, bands: list[Sorted]) -> dict
         search = Near(
             threshold=near.threshold,
             runs=runs,
+            margin=lambda row: WIDE_MARGIN if rows.wide[row] else AGREEMENT_MARGIN,
             alive=lambda row: bool(state.live[row]),
             signatures=lambda wanted: rows.signatures(wanted, num_perm),
             similarity=sets.similarity,
@@ -217,7 +218,7 @@ def _likely(near: Any, state: _State, order: np.ndarray, runs: Any) -> np.ndarra
             a, b = a[state.live[b]], b[state.live[b]]
         for start in range(0, len(a), CHUNK_ROWS):
             x, y = a[start : start + CHUNK_ROWS], b[start : start + CHUNK_ROWS]
-            alike = (rows.signatures(x, num_perm) == rows.signatures(y, num_perm)).mean(axis=1) >= near.threshold - AGREEMENT_MARGIN
+            alike = (rows.signatures(x, num_perm) == rows.signatures(y, num_perm)).mean(axis=1) >= near.threshold - np.where(rows.wide[x], WIDE_MARGIN, AGREEMENT_MARGIN)
             flagged[x[alike]] = flagged[y[alike]] = True
     return np.flatnonzero(flagged)
 

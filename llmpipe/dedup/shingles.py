@@ -5,6 +5,9 @@
 The script decides at each token, not for the document: a shingle that starts at a Han character spans 8 tokens, one that
 starts at a word spans 5, so a mixed page and its copy with one more English line still share their shingles. A document
 too short for any is one shingle as a whole, so that short documents are compared too.
+
+That is for candidates, and for the comparison of pairs of which one at least is written with spaces. Two documents of a
+script without spaces are compared by 8 characters throughout, letters of their English words too: `character_shingles`.
 """
 
 from __future__ import annotations
@@ -15,7 +18,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from llmpipe.text.block import Block, Rolling, fmix64, hash_spans
-from llmpipe.text.characters import SINGLE
+from llmpipe.text.characters import SINGLE, WORD
+
+MIN_WIDE_SHARE = 0.02
+"""Part of the letters and digits that must be single characters for a document to count as one of a script without spaces."""
 
 
 def prepare(text: str) -> str:
@@ -54,6 +60,25 @@ def shingles(block: Block, values: np.ndarray, *, words: int, characters: int, s
         out[at] = hash_spans(tokens, first[present])[alone[present]]
         valid[at] = True
     return out[valid], docs[valid]
+
+
+def wide_docs(block: Block) -> np.ndarray:
+    """(D,) whether documents are written in a script without spaces, or a good part of them."""
+    starts = block.doc_ends - block.num_chars - 1
+    singles = np.add.reduceat(block.kinds == SINGLE, starts, dtype=np.int64)
+    letters = singles + np.add.reduceat(block.kinds == WORD, starts, dtype=np.int64)
+    return singles > np.maximum(letters * MIN_WIDE_SHARE, 0)
+
+
+def character_shingles(block: Block, characters: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (S,) hashes of all runs of that many letters and digits, case and width folded, and (S,) document numbers."""
+    values = block.tables.exact.take(block.code_points, mode="clip")
+    at = np.flatnonzero(values)
+    docs = np.searchsorted(block.doc_ends, at, side="right")
+    if len(at) < characters:
+        return np.empty(0, np.uint64), np.empty(0, np.int64)
+    inside = docs[: len(at) - characters + 1] == docs[characters - 1 :]
+    return Rolling(values[at]).advance(characters)[inside], docs[: len(at) - characters + 1][inside]
 
 
 def text_hashes(block: Block) -> np.ndarray:

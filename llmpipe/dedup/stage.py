@@ -57,7 +57,7 @@ def sign_source(source: Source, out: UnitOutput, config: Config) -> Counts:
     from llmpipe.data.ids import content_hash
     from llmpipe.dedup.index import ROWS
     from llmpipe.dedup.minhash import signatures
-    from llmpipe.dedup.shingles import prepare, shingles, text_hashes
+    from llmpipe.dedup.shingles import prepare, shingles, text_hashes, wide_docs
     from llmpipe.dedup.urls import url_hashes
     from llmpipe.text.block import blocks
 
@@ -66,6 +66,7 @@ def sign_source(source: Source, out: UnitOutput, config: Config) -> Counts:
     near, size = config.near, len(texts)
     hashes = np.zeros((size, 2), np.uint64)
     counts = np.zeros(size, np.uint32)
+    wide = np.zeros(size, bool)
     sigs = np.empty((size, near.num_bands * near.num_rows if near else 0), np.uint32)
     shares, items = np.zeros(size, np.float32), np.full(size, None, object)
     if config.decontaminate:
@@ -79,6 +80,7 @@ def sign_source(source: Source, out: UnitOutput, config: Config) -> Counts:
             found, docs = shingles(block, block.tables.folded, words=near.ngram, characters=near.char_ngram)
             sigs[own] = signatures(found, docs, block.num_docs, num_perm=sigs.shape[1], seed=near.seed)
             counts[own] = np.bincount(docs, minlength=block.num_docs)
+            wide[own] = wide_docs(block)
         if config.decontaminate:
             shares[own], items[own] = overlaps.add(block, start)
     content = [bytes.fromhex(given or content_hash(text)) for given, text in zip(table.column("content_hash").to_pylist(), texts, strict=True)]
@@ -97,6 +99,7 @@ def sign_source(source: Source, out: UnitOutput, config: Config) -> Counts:
         pa.array(map(len, texts), pa.uint32()) if config.prefer == "longest" else pa.nulls(size, pa.uint32()),
         pa.array([ranks.get(s, len(ranks)) for s in table.column("source").to_pylist()], pa.uint16()) if ranks else pa.nulls(size, pa.uint16()),
         pa.array([op == "gone" for op in table.column("op").to_pylist()]),
+        pa.array(wide),
         pa.array(counts),
         pa.array(shares, mask=shares == 0),
         pa.array(items.tolist(), pa.string()),

@@ -1,6 +1,6 @@
 """Measure recall and precision of dedup against brute force: every pair of documents, shingled and compared by other code.
 
-    python scripts/bench/dedup_quality.py DOCS.jsonl [--raw] [--set near.threshold=0.7 …]
+    python scripts/bench/dedup_quality.py DOCS.jsonl [--raw] [--language zh] [--set near.threshold=0.7 …]
 
 Reads rows with `text`. Truth is the exact Jaccard similarity of all pairs: 5 words of English (`\\w+`, small letters), 8
 characters of Chinese (without spaces and punctuation); with `--raw` 5 pieces between white space, as they stand, and 8
@@ -33,10 +33,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--raw", action="store_true")
+    parser.add_argument("--language", choices=("en", "zh"), help="of all documents; default: each by its share of Han characters")
     parser.add_argument("--set", action="append", default=[], dest="sets")
     arguments = parser.parse_args()
     texts = [json.loads(line)["text"] for line in arguments.file.open(encoding="utf-8")]
-    chinese = np.array([len(HAN.findall(t)) > 0.3 * len(t.replace(" ", "")) for t in texts])
+    chinese = np.array([arguments.language == "zh" if arguments.language else len(HAN.findall(t)) > 0.3 * len(t.replace(" ", "")) for t in texts])
     for name, own in (("en", np.flatnonzero(~chinese)), ("zh", np.flatnonzero(chinese))):
         if len(own) > 1:
             sys.stdout.write(f"{name}: " + measure([texts[i] for i in own], name == "zh", arguments) + "\n")
