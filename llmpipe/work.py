@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -103,10 +105,20 @@ class UnitOutput:
         self.shards.append(shard_of(self.root, name, rows))
 
 
+def release_memory() -> None:
+    """Give freed memory back to the system; else a worker grows by a third over its first dozen units."""
+    pa.default_memory_pool().release_unused()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
+        if trim is not None:
+            trim(0)
+
+
 def _run_unit(job: tuple[Any, int], *, function: Callable, root: Path, generation: int, phase: str, shared: Any) -> dict[str, Any]:
     unit, number = job
     out = UnitOutput(root, generation, number, phase)
     counts = function(unit, out, shared)
+    release_memory()
     return {"unit": f"{phase}/{unit.name}", "counts": asdict(counts), "shards": [asdict(replace(s, generation=generation)) for s in out.shards], "value": out.value}
 
 

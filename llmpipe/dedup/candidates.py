@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+CHUNK = 1 << 16
 MAX_RUN = 1_000
-"""Older documents taken from one run. Longer ones are templates: thousands of pages that share their frame."""
+"""Documents taken from one run. Longer ones are templates: thousands of pages that share their frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,10 @@ class Runs:
     """(D + 1,) where the runs of document i begin in `runs`."""
     runs: np.ndarray
     """Run numbers by document; int32."""
+    member_starts: np.ndarray
+    """(R + 1,) where the new documents of run r begin in `members`."""
+    members: np.ndarray
+    """Documents by run, ascending in each; int32."""
     old_starts: np.ndarray
     """(R + 1,) where the old documents of run r begin in `old`."""
     old: np.ndarray
@@ -49,25 +54,31 @@ class Runs:
     def old_of(self, run: int) -> list[int]:
         return self.old[self.old_starts[run] : self.old_starts[run + 1]].tolist()
 
-    def members(self) -> np.ndarray:
+    def before(self, run: int, doc: int) -> np.ndarray:
+        """Return the new documents of a run that come before one of them."""
+        own = self.members[self.member_starts[run] : self.member_starts[run + 1]]
+        return own[: np.searchsorted(own, doc)]
+
+    def docs(self) -> np.ndarray:
         """Documents in any run."""
         return np.flatnonzero(np.diff(self.starts))
 
     def neighbours(self) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
         """Yield pairs `(documents, others, others are old rows)` that are the likeliest of each run: with its first, and with the one before."""
-        docs = np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
-        order = np.argsort(self.runs, kind="stable")
-        docs, runs = docs[order], self.runs[order]
-        if not len(runs):
-            return
-        opens = np.append(True, runs[1:] != runs[:-1])
-        first = docs[np.flatnonzero(opens)][np.cumsum(opens) - 1]
-        inner = np.flatnonzero(~opens)
-        yield docs[inner], first[inner], False
-        yield docs[inner], docs[inner - 1], False
-        found = np.flatnonzero(self.old_starts[runs + 1] > self.old_starts[runs])
-        yield docs[found], self.old[self.old_starts[runs[found]]], True
-        yield docs[found], self.old[self.old_starts[runs[found] + 1] - 1], True
+        low = 0
+        while low < len(self.member_starts) - 1:  # some runs at a time
+            high = max(int(np.searchsorted(self.member_starts, self.member_starts[low] + CHUNK, side="right")) - 1, low + 1)
+            starts = self.member_starts[low : high + 1]
+            docs = self.members[starts[0] : starts[-1]].astype(np.int64)
+            runs = np.repeat(np.arange(low, high), np.diff(starts))
+            first = docs[np.repeat(starts[:-1] - starts[0], np.diff(starts))]
+            inner = np.flatnonzero(runs[1:] == runs[:-1]) + 1
+            yield docs[inner], first[inner], False
+            yield docs[inner], docs[inner - 1], False
+            found = np.flatnonzero(self.old_starts[runs + 1] > self.old_starts[runs])
+            yield docs[found], self.old[self.old_starts[runs[found]]], True
+            yield docs[found], self.old[self.old_starts[runs[found] + 1] - 1], True
+            low = high
 
 
 def find_runs(keys: np.ndarray, valid: np.ndarray, old: Sequence[Sorted]) -> Runs:
@@ -103,6 +114,9 @@ def find_runs(keys: np.ndarray, valid: np.ndarray, old: Sequence[Sorted]) -> Run
             old_rows.append(rows)
         count += int(wanted.sum())
     docs, runs = np.concatenate(doc_parts), np.concatenate(run_parts)
+    by_run = np.lexsort((docs, runs)).astype(np.int32)
+    members, member_starts = docs[by_run], np.searchsorted(runs[by_run], np.arange(count + 1))
+    del by_run
     order = np.argsort(docs, kind="stable")
     old_run = np.concatenate(old_runs) if old_runs else np.empty(0, np.int64)
     old_row = np.concatenate(old_rows) if old_rows else np.empty(0, np.int64)
@@ -110,6 +124,8 @@ def find_runs(keys: np.ndarray, valid: np.ndarray, old: Sequence[Sorted]) -> Run
     return Runs(
         starts=np.searchsorted(docs[order], np.arange(num_docs + 1)),
         runs=runs[order],
+        member_starts=member_starts,
+        members=members,
         old_starts=np.searchsorted(old_run[old_order], np.arange(count + 1)),
         old=old_row[old_order],
     )

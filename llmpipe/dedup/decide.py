@@ -72,20 +72,16 @@ def decide(new: Contenders, *, near: Near | None = None) -> dict[int, Duplicate]
     out: dict[int, Duplicate] = {}
     kept_texts = dict(new.old_texts)
     dropped_texts: dict[int, Duplicate] = {}
-    in_run: dict[int, list[int]] = {}  # rows that stay
+    stays = np.zeros(len(new.rows), bool)
     involved = new.texts >= 0
     if near is not None:
-        involved[near.runs.members()] = True
+        involved[near.runs.docs()] = True
     for i in np.flatnonzero(involved).tolist():
         row, text, content = int(new.rows[i]), int(new.texts[i]), int(new.contents[i])
         verdict = _same_text(text, content, kept_texts, dropped_texts) if text >= 0 else None
-        own_runs = near.runs.runs_of(i) if near is not None else []
-        if verdict is None and own_runs:
-            verdict = _near(row, own_runs, in_run, near)
-            if verdict is None:
-                for run in own_runs:
-                    if len(same := in_run.setdefault(run, [])) < MAX_RUN:
-                        same.append(row)
+        if verdict is None and near is not None:
+            verdict = _near(i, new.rows, stays, near)
+        stays[i] = verdict is None
         if verdict is not None:
             out[row] = verdict
         if text >= 0 and verdict is None:
@@ -103,16 +99,18 @@ def _same_text(text: int, content: int, kept: dict[int, tuple[int, int]], droppe
     return dropped.get(text)
 
 
-def _near(row: int, own_runs: list[int], in_run: dict[int, list[int]], near: Near) -> Duplicate | None:
-    others: set[int] = set()
-    for run in own_runs:
-        others.update(in_run.get(run, ()))
+def _near(i: int, rows: np.ndarray, stays: np.ndarray, near: Near) -> Duplicate | None:
+    own_runs = near.runs.runs_of(i)
+    if not own_runs:
+        return None
+    parts = [before[stays[before]][:MAX_RUN] for before in (near.runs.before(run, i) for run in own_runs) if len(before)]
+    others = set(rows[np.concatenate(parts)].tolist()) if parts else set()
     if len(near.runs.old):
         old = {other for run in own_runs for other in near.runs.old_of(run)}
         others.update(other for other in old if near.alive(other))
     if not others:
         return None
-    ordered = sorted(others)  # in order of first sight
+    row, ordered = int(rows[i]), sorted(others)  # in order of first sight
     found = near.signatures(np.array([row, *ordered], np.int64))
     likely = agreement(found[0], found[1:])
     least = near.threshold - near.margin(row)

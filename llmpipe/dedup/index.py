@@ -26,8 +26,8 @@ from llmpipe.errors import InputError
 from llmpipe.work import Work
 
 KEPT, DROPPED, GONE, SUPERSEDED = range(4)
-MAX_MAPPED_ROWS = 50_000
-"""Rows of signatures touched before their files are unmapped, so that they don't stay in memory: 22 MB."""
+MAX_MAPPED_ROWS = 8_192
+"""Rows of signatures touched before their files are unmapped, so that they don't stay in memory: 4 MB."""
 
 ROWS = pa.schema(
     [

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llmpipe.dedup.settings import Config as Config
-from llmpipe.work import Counts, UnitOutput, Work
+from llmpipe.work import Counts, UnitOutput, Work, release_memory
 
 if TYPE_CHECKING:
     from llmpipe.dedup.index import Source
@@ -32,6 +32,7 @@ def run(config: Config, work: Work) -> Counts:
     sources = [*contending_again(config, work), *(Source(unit.name, unit) for unit in work.doc_units())]
     signed = work.map(sign_source, sources, phase="sig", shared=config)
     rows, parts = merge(config, work, sources)
+    release_memory()
     with find_passages(config, work, rows, parts) as passages:
         results = work.map(partial(write_part, passages=passages), parts, phase="part", shared=config)
     counts = sum((r.counts for r in (*signed, *results)), Counts())
