@@ -14,7 +14,7 @@ from llmpipe.config import cosmetic
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MinHashConfig:
-    threshold: float = 0.7
+    threshold: float = 0.75
     """Drop a document that shares at least this part of its shingles (Jaccard, counted exactly) with one that stays."""
     num_bands: int = 14
     num_rows: int = 8

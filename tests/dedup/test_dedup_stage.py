@@ -64,7 +64,7 @@ def test_first_seen_stays_and_every_dropped_document_names_its_partner(make_docs
     expected = {"en-edited": ("near", "en"), "zh-edited": ("near", "zh"), "en-copy": ("exact", "en"), "zh-spaced": ("exact_normalized", "zh"), "short-copy": ("exact_normalized", "short"), "kurz-copy": ("exact_normalized", "kurz"), "symbols-copy": ("exact", "symbols")}
     assert {i: (d["rule"], d["partner_id"]) for i, d in dropped.items()} == {doc_id(n): (rule, doc_id(p)) for n, (rule, p) in expected.items()}
     near = dropped[doc_id("zh-edited")]
-    assert 0.7 <= float(near["value"]) < 1 and near["threshold"] == "0.7" and near["url"] and near["snippet"]
+    assert 0.75 <= float(near["value"]) < 1 and near["threshold"] == "0.75" and near["url"] and near["snippet"]
 
 
 def test_no_chains_nothing_is_dropped_for_a_document_that_is_dropped(make_docs, tmp_path: Path):
