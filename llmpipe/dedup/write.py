@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from llmpipe.data.docs import SCHEMA, SNIPPET_CHARS, DocUnit, content_hash, docs_table, dropped_table
+from llmpipe.data.docs import SCHEMA, SNIPPET_CHARS, DocUnit, docs_table, dropped_table
+from llmpipe.data.ids import content_hash
 from llmpipe.work import Counts, UnitOutput
 
 if TYPE_CHECKING:

@@ -22,7 +22,8 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from llmpipe.config import load
-from llmpipe.data.docs import doc_id, read_docs, write_docs
+from llmpipe.data.docs import read_docs, write_docs
+from llmpipe.data.ids import doc_id
 from llmpipe.data.manifest import Generation, Manifest, write_manifest
 from llmpipe.stage import STAGES, Options, Request, run_stage
 

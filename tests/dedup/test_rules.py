@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmpipe.config import load
-from llmpipe.data.docs import doc_id
+from llmpipe.data.ids import doc_id
 from llmpipe.dedup.settings import Config
 from llmpipe.dedup.urls import url_key
 from llmpipe.errors import UsageError
