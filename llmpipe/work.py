@@ -107,7 +107,8 @@ class UnitOutput:
 
 def release_memory() -> None:
     """Give freed memory back to the system; else a worker grows by a third over its first dozen units."""
-    pa.default_memory_pool().release_unused()
+    if (pyarrow := sys.modules.get("pyarrow")) is not None:  # a unit that read no table loaded none
+        pyarrow.default_memory_pool().release_unused()
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
         if trim is not None:
