@@ -67,7 +67,7 @@ _TABLE = (
     Stage(name="clean", module="llmpipe.clean.stage", reads=("docs",), writes="docs", growth="append", help="Repair text, drop what is not worth training on, redact personal data"),
     Stage(name="dedup", module="llmpipe.dedup.stage", reads=("docs",), writes="docs", growth="append", version=2, help="Drop duplicates, cut repeated passages, keep evaluation sets out"),
     Stage(name="augment", module="llmpipe.augment.stage", reads=("docs", "rows"), writes="docs", growth="append", help="Add changed copies to training data, marked and kept out of evaluation"),
-    Stage(name="tokenizer", module="llmpipe.tokenizer.stage", reads=("docs",), writes="tokenizer", growth="frozen", help="Train a tokenizer"),
+    Stage(name="tokenizer", module="llmpipe.tokenizer.stage", reads=("docs",), writes="tokenizer", growth="frozen", version=2, help="Train a tokenizer"),
     Stage(name="tokenize", module="llmpipe.tokenizer.encode", reads=("docs",), needs=("tokenizer",), writes="tokens", growth="append", help="Turn documents into token shards"),
     Stage(name="pretrain", module="llmpipe.pretrain.stage", reads=("tokens",), writes="model", growth="retrain", help="Train a language model from scratch"),
     Stage(name="finetune", module="llmpipe.finetune.stage", reads=("rows", "docs"), needs=("model",), writes="model", growth="retrain", help="Train a model for a task on labelled rows"),

@@ -29,7 +29,7 @@ def test_any_text_comes_back_as_it_was() -> None:
 
 def test_special_tokens_have_the_first_ids_and_bytes_follow() -> None:
     tokenizer = train(TEXTS)
-    assert [tokenizer.id_to_token(i) for i in range(11)] == special_tokens(4)
+    assert [tokenizer.id_to_token(i) for i in range(12)] == special_tokens(4)
     assert len(tokenizer.encode("\x00").ids) == 1
     assert tokenizer.encode(f"a{END}").ids[-1] == 0
 
