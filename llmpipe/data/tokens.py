@@ -3,6 +3,8 @@
     tokens = TokensDir(Path("tokens"))
     ids = tokens.split("train").window(0, 1025)            # int64, across shards, tombstones left out
     for document in tokens.split("valid").documents(): ...
+    tokens.split("train").by("language")                   # {"en": a split of its own, "zh": …}
+    open_tokens([Path("web"), Path("books")])              # several directories of one tokenizer, read as one
 
 Reads and writes `train-00000.bin` (raw little-endian ids, each document ended by EOS), `train-00000.idx` (lengths and
 offsets of documents) and `train-00000.docs.parquet` (which document each span is); `tombstones-GGGGG.parquet` lists spans
@@ -15,17 +17,18 @@ bounds in sequences (int64, from 0). Here each document is one sequence, so D is
 
 from __future__ import annotations
 
+import re
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmpipe.data.files import read_json
+from llmpipe.data.files import read_json, sha256_file
 from llmpipe.data.manifest import Manifest, read_manifest
 from llmpipe.errors import InputError
 
@@ -96,30 +99,84 @@ class TokensDir:
 
     def split(self, name: Split) -> TokenSplit:
         names = sorted(s.name.removesuffix(".bin") for s in self.manifest.shards if s.name.startswith(f"{name}-") and s.name.endswith(".bin"))
-        return TokenSplit(self.path, names, _read_tombstones(self.path, self.manifest))
+        dead = _read_tombstones(self.path, self.manifest)
+        return TokenSplit([ShardFile(self.path, n, _open_shard(self.path, n), dead.get(n, {})) for n in names], path=self.path)
 
     def token_bytes(self) -> np.ndarray:
-        """Bytes of UTF-8 that each id stands for (int64, V); special tokens are 0. For byte-level vocabularies."""
+        """Bytes of UTF-8 that each id stands for (int64, V); special tokens are 0. WordPiece's do not hold the spaces that it drops."""
         raw = read_json(self.tokenizer / "tokenizer.json")
         sizes = np.zeros(self.vocab_size, dtype=np.int64)
-        for token, number in raw["model"]["vocab"].items():
-            sizes[number] = len(token)  # the byte-level alphabet writes each byte as one character
+        vocab = raw["model"]["vocab"]
+        pieces = vocab.items() if isinstance(vocab, dict) else ((piece, number) for number, (piece, _) in enumerate(vocab))
+        count = _count_bytes(raw["model"])
+        for token, number in pieces:
+            sizes[number] = count(token)
         for token in raw["added_tokens"]:
             sizes[token["id"]] = 0 if token["special"] else len(token["content"].encode())
         return sizes
 
 
-class TokenSplit:
-    """The live tokens of one split, as one sequence in order of shards and documents."""
+class TokensDirs(TokensDir):
+    """Several directories of token shards that one tokenizer made, read as one."""
 
-    def __init__(self, path: Path, shards: Sequence[str], tombstones: dict[str, dict[int, int]]) -> None:
-        self.path, self.shards = path, list(shards)
-        self._dead = tombstones
-        self._data = [_open_shard(path, name) for name in self.shards]
-        spans = [span for number, name in enumerate(self.shards) for span in self._live_spans(number, name)]
-        self._shard = np.array([s for s, _, _ in spans], dtype=np.int64)
-        self._offset = np.array([o for _, o, _ in spans], dtype=np.int64)
-        self._end = np.cumsum([n for _, _, n in spans], dtype=np.int64)
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.parts = [TokensDir(path) for path in paths]
+        super().__init__(paths[0])
+        first = _tokenizer_facts(self.parts[0])
+        for part in self.parts[1:]:
+            if _tokenizer_facts(part) != first:
+                raise InputError(f"{part.path} was made with another tokenizer than {self.path}", hint="tokenize both with one: llmpipe tokenize --input DOCS --tokenizer DIR --output TOKENS")
+
+    def split(self, name: Split) -> TokenSplit:
+        return TokenSplit([file for part in self.parts for file in part.split(name).files], path=self.path)
+
+
+def open_tokens(paths: Sequence[Path]) -> TokensDir:
+    """Open one directory or several of one tokenizer. Raises `InputError` where their tokenizers differ."""
+    return TokensDir(paths[0]) if len(paths) == 1 else TokensDirs(paths)
+
+
+def _tokenizer_facts(tokens: TokensDir) -> tuple[str, int, int]:
+    return sha256_file(tokens.tokenizer / "tokenizer.json"), tokens.vocab_size, tokens.eos_id
+
+
+def _count_bytes(model: dict[str, Any]) -> Callable[[str], int]:
+    """Say how a kind of tokenizer writes bytes in its vocabulary."""
+    if model["type"] == "BPE" and not model.get("byte_fallback"):
+        return len  # the byte-level alphabet writes each byte as one character
+    prefix = model.get("continuing_subword_prefix") or ""
+    return lambda token: 1 if re.fullmatch("<0x[0-9A-F]{2}>", token) else len(token.removeprefix(prefix).encode())
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFile:
+    """One shard, mapped into memory."""
+
+    path: Path
+    """Of its directory."""
+    name: str
+    data: np.ndarray
+    dead: dict[int, int]
+    """Offset and length of documents that tombstones took."""
+
+
+By = Literal["input", "source", "language"]
+
+
+class TokenSplit:
+    """The live tokens of one split, as one sequence in order of directories, shards and documents.
+
+    `spans` (N, 3: shard, offset, length) leaves out parts of the shards; None: what tombstones take. Memory: 24 bytes a span.
+    """
+
+    def __init__(self, files: Sequence[ShardFile], *, path: Path, spans: np.ndarray | None = None) -> None:
+        self.path, self.files = path, list(files)
+        self.shards = [file.name for file in files]
+        if spans is None:
+            spans = np.array([(n, *span) for n, file in enumerate(self.files) for span in _live_spans(file)], dtype=np.int64).reshape(-1, 3)
+        self.spans = spans
+        self._shard, self._offset = spans[:, 0], spans[:, 1]
+        self._end = np.cumsum(spans[:, 2])
 
     def __len__(self) -> int:
         """Number of tokens."""
@@ -136,32 +193,70 @@ class TokenSplit:
             inside = start + done - first
             take = min(length - done, int(self._end[span]) - first - inside)
             at = int(self._offset[span]) + inside
-            out[done : done + take] = self._data[self._shard[span]][at : at + take]
+            out[done : done + take] = self.files[self._shard[span]].data[at : at + take]
             done, span = done + take, span + 1
         return out
 
     def documents(self) -> Iterator[Document]:
         """Yield every live document in order."""
-        for number, name in enumerate(self.shards):
-            dead = self._dead.get(name, {})
-            for row in read_documents(self.path, name).to_pylist():
-                if row["offset"] not in dead:
-                    ids = self._data[number][row["offset"] : row["offset"] + row["length"]].astype(np.int64)
-                    yield Document(row["id"], ids, row["bytes"], row["source"], row["language"])
+        for number, file in enumerate(self.files):
+            mine = self.spans[self._shard == number]
+            rows = read_documents(file.path, file.name)
+            offsets = rows["offset"].to_numpy()
+            span = np.searchsorted(mine[:, 1], offsets, side="right") - 1
+            inside = (span >= 0) & (offsets < mine[span, 1] + mine[span, 2]) if len(mine) else np.zeros(len(offsets), bool)
+            for row in rows.filter(pa.array(inside)).to_pylist():
+                ids = file.data[row["offset"] : row["offset"] + row["length"]].astype(np.int64)
+                yield Document(row["id"], ids, row["bytes"], row["source"], row["language"])
+
+    def by(self, what: By) -> dict[str, TokenSplit]:
+        """Divide by input directory, or by what documents say of their source or language (`unknown` where nothing); names in order.
+
+        Neighbouring documents of one source make one span, so text that was tokenized source by source costs next to nothing.
+        """
+        spans: dict[str, list[np.ndarray]] = {}
+        inputs = _input_names([file.path for file in self.files])
+        for number, file in enumerate(self.files):
+            for name, found in ((inputs[file.path], self.spans[self._shard == number][:, 1:]),) if what == "input" else _spans_by(file, what):
+                spans.setdefault(name, []).append(np.column_stack([np.full(len(found), number), found]))
+        return {name: TokenSplit(self.files, path=self.path, spans=np.concatenate(spans[name])) for name in sorted(spans)}
 
     def max_id(self) -> int:
         """Find the largest id, over all shards (dead spans too)."""
-        return max((int(data.max()) for data in self._data if len(data)), default=-1)
+        return max((int(file.data.max()) for file in self.files if len(file.data)), default=-1)
 
-    def _live_spans(self, number: int, name: str) -> Iterable[tuple[int, int, int]]:
-        """Yield (shard, offset, length) of what lies between tombstones."""
-        start = 0
-        for offset, length in sorted(self._dead.get(name, {}).items()):
-            if offset > start:
-                yield number, start, offset - start
-            start = offset + length
-        if start < len(self._data[number]):
-            yield number, start, len(self._data[number]) - start
+
+def _live_spans(file: ShardFile) -> Iterable[tuple[int, int]]:
+    """Yield (offset, length) of what lies between tombstones."""
+    start = 0
+    for offset, length in sorted(file.dead.items()):
+        if offset > start:
+            yield start, offset - start
+        start = offset + length
+    if start < len(file.data):
+        yield start, len(file.data) - start
+
+
+def _spans_by(file: ShardFile, what: By) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield for each source or language of a shard the (offset, length) of its live documents, neighbours joined."""
+    rows = read_documents(file.path, file.name)
+    offset, length = rows["offset"].to_numpy(), rows["length"].to_numpy()
+    named = [(name or "unknown").split("-")[0] if what == "language" else name or "unknown" for name in rows[what].to_pylist()]
+    names, group = np.unique(named, return_inverse=True) if named else ([], np.empty(0, int))
+    alive = ~np.isin(offset, list(file.dead))
+    for number, name in enumerate(names):
+        mine = alive & (group == number)
+        start, size = offset[mine], length[mine]
+        if len(start):
+            first = np.flatnonzero(np.r_[True, start[1:] != start[:-1] + size[:-1]])
+            yield str(name), np.column_stack([start[first], np.add.reduceat(size, first)])
+
+
+def _input_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """Name directories by their last part, or whole where that is not enough."""
+    distinct = list(dict.fromkeys(paths))
+    short = [p.resolve().name for p in distinct]
+    return {p: name if short.count(name) == 1 else str(p) for p, name in zip(distinct, short, strict=True)}
 
 
 def read_documents(path: Path, shard: str) -> pa.Table:

@@ -17,15 +17,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from llmpipe.data import tokens as tokens_module
 from llmpipe.data.files import read_json, write_json
 from llmpipe.data.tokens import TokensDir, TokenSplit
-from llmpipe.errors import InputError, UsageError
+from llmpipe.errors import InputError
 from llmpipe.models.hf import save_model
 from llmpipe.models.linear_loss import IGNORE
 from llmpipe.models.transformer import ModelConfig, Transformer
 from llmpipe.pretrain.shape import Shape, shape_of, with_steps
 from llmpipe.pretrain.stage import Config
-from llmpipe.training.batches import Samples
+from llmpipe.training.batches import make_samples
 from llmpipe.training.compute import autocast, peak_flops, prepare
 from llmpipe.training.loop import Run, State, step, train
 from llmpipe.training.objectives import OBJECTIVES
@@ -56,14 +57,14 @@ def pretrain(config: Config, work: Work) -> Counts:
         work.log.warning("%s has no valid split, so there is no val_bpb; tokenize with a larger valid_fraction", tokens.path)
     run = _with(run, evaluate=evaluate, progress=work.progress.update)
     final = train(run)
+    if sources := run.samples.counts(shape.steps * shape.batch_size):
+        work.info.update(samples_by_source=sources, epochs_by_source={k: round(v, 4) for k, v in run.samples.epochs(shape.steps * shape.batch_size).items()})
     _write(config, shape, work, model, tokens, final)
     return Counts(read=shape.steps * shape.batch_size, kept=shape.steps * shape.batch_size, extra={"tokens": shape.steps * shape.tokens_per_step})
 
 
 def open_tokens(work: Work) -> TokensDir:
-    if len(work.inputs) != 1:
-        raise UsageError("pretrain reads one tokens directory", hint="tokenize takes several inputs: --input A --input B")
-    return TokensDir(work.inputs[0].path)
+    return tokens_module.open_tokens([given.path for given in work.inputs])
 
 
 def summary(shape: Shape, num_tokens: int) -> str:
@@ -84,7 +85,7 @@ def make_run(config: Config, shape: Shape, split: TokenSplit, output: Path, *, m
     return Run(
         model=model,
         optimizers=make_optimizers(model, config.optim, name=config.optimizer, lr=config.lr or default_lr(config.optimizer, shape.num_params)),
-        samples=Samples(split, window=objective.window(shape.seq_len), seed=config.seed),
+        samples=make_samples(split, config.mixture, window=objective.window(shape.seq_len), seed=config.seed, num_samples=steps * shape.batch_size),
         objective=objective,
         steps=steps,
         batch_size=shape.batch_size,

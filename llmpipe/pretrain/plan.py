@@ -10,6 +10,7 @@ from llmpipe.data.tokens import TokenSplit
 from llmpipe.pretrain.job import make_run, open_tokens, seconds_per_step
 from llmpipe.pretrain.shape import Shape, shape_of, with_steps
 from llmpipe.pretrain.stage import Config
+from llmpipe.training.batches import make_samples
 from llmpipe.training.compute import peak_flops, prepare
 from llmpipe.work import Work
 
@@ -31,7 +32,11 @@ def plan_run(config: Config, work: Work) -> dict[str, Any]:
     seen = shape.steps * shape.tokens_per_step
     peak = peak_flops(config.device, config.dtype)
     speed = shape.tokens_per_step / seconds
+    samples = make_samples(split, config.mixture, window=shape.seq_len + 1, seed=config.seed, num_samples=shape.steps * shape.batch_size)
+    counts = samples.counts(shape.steps * shape.batch_size)
+    mixed = {"mixture": {n: {"tokens": c * shape.seq_len, "epochs": round(e, 2)} for (n, c), e in zip(counts.items(), samples.epochs(shape.steps * shape.batch_size).values(), strict=True)}} if counts else {}
     return {
+        **mixed,
         "parameters": {"all": shape.num_params, "embedding_and_head": shape.num_embedding, "blocks": shape.num_params - shape.num_embedding},
         "model": {"num_layers": shape.num_layers, "dim": shape.dim, "num_heads": shape.num_heads, "num_kv_heads": shape.num_kv_heads, "ffn_dim": shape.ffn_dim, "seq_len": shape.seq_len},
         "steps": shape.steps,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from llmpipe.config import cosmetic
-from llmpipe.training.settings import OptimizerConfig, ScheduleConfig
+from llmpipe.training.settings import MixtureConfig, OptimizerConfig, ScheduleConfig
 from llmpipe.work import Counts, Work
 
 HORIZONS = ("steps", "tokens", "tokens_per_param", "hours")
@@ -44,6 +44,8 @@ class Config:
     model: ModelSettings = field(default_factory=ModelSettings)
     depth: int | None = None
     """One knob for the size: depth layers of width 64 x depth. null and no sizes: 4, which is 4 M parameters at 4,096 ids."""
+    mixture: MixtureConfig | None = None
+    """How several inputs, sources or languages share the tokens of the run; null: all as one stream, each as large as it is."""
     objective: Literal["clm"] = "clm"
     """clm: predict the next token."""
     steps: int | None = None

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from llmpipe.errors import LlmpipeError, Terminated
 from llmpipe.log import log
 from llmpipe.training import checkpoint
-from llmpipe.training.batches import Samples, step_samples
+from llmpipe.training.batches import MixedSamples, Samples, step_samples
 from llmpipe.training.compute import autocast
 from llmpipe.training.metrics import Metrics
 from llmpipe.training.objectives import Batch, CausalLM
@@ -42,7 +42,7 @@ class Run:
 
     model: nn.Module
     optimizers: list[torch.optim.Optimizer]
-    samples: Samples
+    samples: Samples | MixedSamples
     objective: CausalLM
     steps: int
     batch_size: int
@@ -192,6 +192,8 @@ def _report(run: Run, state: State, metrics: Metrics, clock: _Clock) -> None:
         "tokens_per_s": round(speed, 1) if speed else None,
         "mfu": round(speed * run.flops_per_token / run.peak_flops, 4) if speed and run.peak_flops else None,
     }
+    if sources := run.samples.counts(state.step * run.batch_size):
+        record["samples_by_source"] = sources
     if _eval_due(run, state.step) and run.evaluate is not None:
         with clock.pause():
             state.evaluation = run.evaluate()

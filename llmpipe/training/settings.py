@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -34,3 +34,28 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.warmup <= 1 or not 0 <= self.decay <= 1 or self.warmup + self.decay > 1:
             raise ValueError(f"warmup {self.warmup} and decay {self.decay} are shares of the run, and together at most 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixtureConfig:
+    by: Literal["input", "source", "language"] = "input"
+    """What tells sources apart: the directories given as --input (by their names), or what their documents say in `source`
+    or `language` (zh of zh-Hant; `unknown` where nothing is said)."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Share of the tokens that each source gets, in any unit; 0 leaves one out. Empty: by size and temperature."""
+    temperature: float = 1.0
+    """Without weights: a source gets tokens ** (1 / temperature). 1: as they are; 3.3 raises small ones as mT5 does; 1000: all alike."""
+    max_epochs: dict[str, float] = field(default_factory=dict)
+    """How often a source may be seen over the whole run, to within a few samples; what that frees goes to the others."""
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature {self.temperature} is not above 0")
+        for name, weight in self.weights.items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"weights.{name} {weight} is not a number from 0 up")
+        for name, cap in self.max_epochs.items():
+            if not cap > 0:
+                raise ValueError(f"max_epochs.{name} {cap} is not above 0; weights can leave a source out")
+        if self.weights and self.temperature != 1.0:
+            raise ValueError("weights and temperature: give one of them")

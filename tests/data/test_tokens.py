@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from llmpipe.data.tokens import TokensDir, index_bytes, read_index, token_dtype
+from llmpipe.data.tokens import TokensDir, index_bytes, open_tokens, read_index, token_dtype
 from llmpipe.errors import InputError
 from llmpipe.tokenizer.directory import load_tokenizer
 from tests.material import bilingual_rows
@@ -81,6 +81,37 @@ def test_megatron_reader_windows_and_documents_agree(tokens_dir: Path) -> None:
     info = tokens.manifest.info
     assert info["tokens"] == len(tokens.split("train")) + len(tokens.split("valid")) and info["train_documents"] + info["valid_documents"] == 40
     assert pq.read_table(tokens_dir / "train-00000.docs.parquet")["offset"][0].as_py() == 0
+
+
+def test_sources_and_languages_divide_what_is_live(tokens_dir: Path, make_docs: Callable, run: Callable) -> None:
+    rows = bilingual_rows(40)
+    make_docs(tokens_dir.parent / "docs", [{**rows[2], "op": "gone", "text": ""}, {**rows[3], "text": "改过了。", "op": "changed", "source": None}])
+    assert run("tokenize", "--workers", 1, "--input", "docs", "--tokenizer", "tok", "--output", "tokens", "--set", "valid_fraction=0.3", "--set", "shard_tokens=2000").returncode == 0
+    tokens = TokensDir(tokens_dir)
+    for name in ("train", "valid"):
+        split = tokens.split(name)
+        for what, of in (("language", lambda d: d.language), ("source", lambda d: d.source or "unknown")):
+            parts = split.by(what)
+            assert sum(map(len, parts.values())) == len(split)
+            for key, part in parts.items():
+                expected = [d for d in split.documents() if of(d) == key]
+                assert [d.id for d in part.documents()] == [d.id for d in expected]
+                assert part.window(0, len(part)).tolist() == [i for d in expected for i in d.ids.tolist()]
+    assert set(tokens.split("train").by("language")) == {"en", "zh"}
+
+
+def test_directories_of_one_tokenizer_are_read_as_one(tokens_dir: Path, make_docs: Callable, run: Callable) -> None:
+    make_docs(tokens_dir.parent / "more", bilingual_rows(10, start=100))
+    assert run("tokenize", "--workers", 1, "--input", "more", "--tokenizer", "tok", "--output", "books").returncode == 0
+    both = open_tokens([tokens_dir, tokens_dir.parent / "books"])
+    split, parts = both.split("train"), [TokensDir(p).split("train") for p in (tokens_dir, tokens_dir.parent / "books")]
+    assert split.window(0, len(split)).tolist() == [i for p in parts for i in p.window(0, len(p)).tolist()]
+    assert [d.id for d in split.documents()] == [d.id for p in parts for d in p.documents()]
+    assert {name: len(part) for name, part in split.by("input").items()} == {"tokens": len(parts[0]), "books": len(parts[1])}
+    assert run("tokenizer", "--input", "more", "--output", "other", "--set", "vocab_size=390").returncode == 0
+    assert run("tokenize", "--workers", 1, "--input", "more", "--tokenizer", "other", "--output", "foreign").returncode == 0
+    with pytest.raises(InputError, match="foreign was made with another tokenizer than"):
+        open_tokens([tokens_dir, tokens_dir.parent / "foreign"])
 
 
 def test_a_cut_shard_is_named(tokens_dir: Path) -> None:

@@ -21,7 +21,7 @@ from tests.finetune.test_classify import SMALL, labelled, write_rows
 from tests.material import bilingual_rows, write_docs_dir
 from tests.tiny import make_model
 
-FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "README.md"}
+FILES = {"chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "README.md"}
 TEXT = "床前明月光 😀 the quick 👩‍👩‍👧‍👦 fox\n\n  疑是地上霜。"
 
 

@@ -80,7 +80,7 @@ def reference(tokens_root: Path) -> Path:
 
 def test_a_run_learns_and_leaves_a_whole_model(reference: Path) -> None:
     manifest = read_manifest(reference, kind="model")
-    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} == {s.name for s in manifest.shards}
+    assert {"chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} == {s.name for s in manifest.shards}
     assert [p.name for p in reference.rglob("model.safetensors")] == ["model.safetensors"]
     records = read_metrics(reference / "metrics.jsonl")
     assert [r["step"] for r in records] == [4, 8, 10, 12, 16, 20, 24, 28, 30]
