@@ -26,6 +26,7 @@ from llmpipe.tokenizer.special import CHAT_TEMPLATE, ROLES, UNKNOWN, special_tok
 MAX_PIECE_CHARS = 16  # of a Unigram piece, as in SentencePiece
 MAX_WORD_CHARS = 100  # WordPiece gives up on longer words, as BERT's does: they become the unknown token
 COVERAGE = 0.9998  # of all characters are in the alphabet of Unigram and WordPiece, if half the vocabulary is enough for them
+MARK = "ꙮ"  # a letter that one book of 1429 has
 ASCII = "".join(map(chr, range(32, 127)))
 
 
@@ -64,7 +65,7 @@ def train_unigram(texts: Iterable[str], *, vocab_size: int, max_run_chars: int, 
 
     Special tokens, then `<0x00>` to `<0xFF>` for characters that have no piece, then pieces by probability. Spaces stay
     spaces within pieces, so that a text's own `▁` survives. The split pattern cuts `<0x41>` and special tokens that a text
-    spells out, so these never match. Reads `texts` twice.
+    spells out, so these never match. Reads `texts` three times.
     """
     reserved = special_tokens(num_sentinels)
     room = vocab_size - len(reserved) - 256
@@ -72,11 +73,21 @@ def train_unigram(texts: Iterable[str], *, vocab_size: int, max_run_chars: int, 
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated")
     trainer = trainers.UnigramTrainer(
-        vocab_size=room, special_tokens=[], unk_token=None, show_progress=False, max_piece_length=MAX_PIECE_CHARS, initial_alphabet=list(ASCII + "\n\t")
+        vocab_size=room + 1, special_tokens=[], unk_token=None, show_progress=False, max_piece_length=MAX_PIECE_CHARS, initial_alphabet=list(ASCII + "\n\t")
     )
-    rare = re.compile(f"[^{''.join(map(re.escape, sorted(alphabet)))}]+")
-    _train(tokenizer, (p for text in texts for part in rare.split(text) if part for p in cut_runs(part, max_run_chars)), trainer)
-    pieces = [(piece, score) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"] if piece not in reserved]
+    rare = re.compile(f"[^{''.join(map(re.escape, sorted(alphabet - {MARK})))}]+")
+
+    def pieces_of_texts() -> Iterator[str]:
+        for text in texts:
+            for part in rare.split(text):
+                if part:
+                    yield from cut_runs(part, max_run_chars)
+
+    # The trainer takes as candidates what occurs in two different words, however often one word occurs. So frequent words
+    # are shown once more with a mark at their end: without it 16,384 pieces held 10 % less English.
+    words = _frequent_words(pieces_of_texts(), tokenizer.pre_tokenizer, limit=4 * vocab_size)
+    _train(tokenizer, (text for source in (pieces_of_texts(), (f"{word}{MARK}" for word in words)) for text in source), trainer)
+    pieces = [(piece, score) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"] if piece not in reserved and MARK not in piece][:room]
     floor = min(score for _, score in pieces)
     vocab = [(t, 0.0) for t in reserved] + [(f"<0x{byte:02X}>", floor) for byte in range(256)] + pieces
     whole = Tokenizer(models.Unigram(vocab, unk_id=reserved.index(UNKNOWN), byte_fallback=True))
@@ -109,6 +120,13 @@ def train_wordpiece(texts: Iterable[str], *, vocab_size: int, max_run_chars: int
     whole.decoder = decoders.WordPiece(prefix="##", cleanup=False)
     whole.add_special_tokens(_added(num_sentinels))
     return whole
+
+
+def _frequent_words(texts: Iterator[str], split: pre_tokenizers.PreTokenizer, *, limit: int) -> list[str]:
+    counter = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    counter.pre_tokenizer = split
+    _train(counter, texts, trainers.WordLevelTrainer(vocab_size=limit, min_frequency=2, show_progress=False))
+    return sorted(word for word in counter.get_vocab() if 1 < len(word) <= MAX_PIECE_CHARS)
 
 
 KINDS: dict[str, Callable[..., Tokenizer]] = {"bpe": train_bpe, "unigram": train_unigram, "wordpiece": train_wordpiece}
