@@ -10,9 +10,10 @@ input appends shards; documents that changed or went leave tombstones.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llmpipe.data.docs import AUGMENTED_FROM, DocUnit, meta_value, write_parquet
-from llmpipe.data.files import atomic_write, sha256_file
+from llmpipe.data.files import atomic_write, read_json, sha256_file
 from llmpipe.data.tokens import DOCS_SCHEMA, SPLITS, TOMBSTONES_SCHEMA, index_bytes, read_documents, token_dtype
 from llmpipe.errors import InputError
-from llmpipe.tokenizer.directory import TOKENIZER_FILES, load_tokenizer, special_ids
+from llmpipe.tokenizer.directory import GGUF_SPLITS, TOKENIZER_FILES, gguf_pre, load_tokenizer, special_ids
 from llmpipe.tokenizer.sample import hash_unit
 from llmpipe.work import Counts, UnitOutput, UnitResult, Work
 
 BATCH_BYTES = 1_000_000
+WORD_END = re.compile(r"[A-Za-z\u4e00-\u9fff](?=[ \n,.，。；：])")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +132,8 @@ def encode(unit: EncodeUnit, out: UnitOutput, shared: dict[str, Any]) -> Counts:
     table = table.filter(pa.array([split is not None for split in splits], pa.bool_()))
     valid = np.array([split == "valid" for split in splits if split is not None], dtype=bool)
     sizes = pc.binary_length(table["text"]).to_numpy()
-    tokens = [_checked(t, shared) for t in _encode_texts(table["text"].to_pylist(), sizes.tolist(), _tokenizer(shared["tokenizer"], shared["digest"]), shared["eos_id"])]
+    tokenizer, cut = _tokenizer(shared["tokenizer"], shared["digest"])
+    tokens = [_checked(t, shared) for t in _encode_texts(table["text"].to_pylist(), sizes.tolist(), tokenizer, shared["eos_id"], cut=cut)]
     value: dict[str, int] = {}
     for split, chosen in (("train", np.flatnonzero(~valid)), ("valid", np.flatnonzero(valid))):
         lengths = np.array([len(tokens[i]) for i in chosen], dtype=np.int64)
@@ -155,19 +158,52 @@ def _split(doc_id: str, meta: list[dict[str, str]] | None, valid_fraction: float
     return None if source else "valid"
 
 
-def _encode_texts(texts: list[str], sizes: list[int], tokenizer: Any, eos: int) -> Iterator[np.ndarray]:
-    """Encode texts, each with its end, about BATCH_BYTES at a time: an encoding takes 50 times its tokens' place in a shard."""
+def _encode_texts(texts: list[str], sizes: list[int], tokenizer: Any, eos: int, *, cut: bool) -> Iterator[np.ndarray]:
+    """Encode texts, each with its end, about BATCH_BYTES at a time: what the library keeps of a text is 200 times its size.
+
+    With `cut` a longer text is encoded in parts, which gives the same ids.
+    """
     start = 0
     while start < len(texts):
         end, size = start + 1, sizes[start]
         while end < len(texts) and size + sizes[end] <= BATCH_BYTES:
             size += sizes[end]
             end += 1
-        for encoding in tokenizer.encode_batch_fast(texts[start:end], add_special_tokens=False):
-            ids = array("I", encoding.ids)  # half the time that numpy takes to read a list
-            ids.append(eos)
-            yield np.frombuffer(ids, dtype=np.uint32)
+        if cut and size > BATCH_BYTES:  # one long text
+            parts = (tokenizer.encode_batch_fast([part], add_special_tokens=False)[0] for part in cut_text(texts[start], BATCH_BYTES // 2))
+            yield _ids(parts, eos)
+        else:
+            yield from (_ids([encoding], eos) for encoding in tokenizer.encode_batch_fast(texts[start:end], add_special_tokens=False))
         start = end
+
+
+def _ids(encodings: Iterable[Any], eos: int) -> np.ndarray:
+    ids = array("I")
+    for encoding in encodings:
+        ids.extend(array("I", encoding.ids))  # half the time that numpy takes to read a list
+    ids.append(eos)
+    return np.frombuffer(ids, dtype=np.uint32)
+
+
+def cut_text(text: str, num_chars: int) -> Iterator[str]:
+    """Cut a text after every `num_chars` characters or so, where a letter ends a word: there the patterns of `can_cut` split anyway."""
+    start = 0
+    while (end := WORD_END.search(text, start + num_chars)) is not None:
+        yield text[start : end.end()]
+        start = end.end()
+    yield text[start:]
+
+
+def can_cut(directory: Path) -> bool:
+    """Whether a text encoded in parts gives the same ids: for the splits of GPT-2, Qwen2, Llama 3 and BERT, which look at no word's left."""
+    raw = read_json(directory / "tokenizer.json")
+    if not all(token["special"] for token in raw.get("added_tokens") or ()):
+        return False
+    first = raw.get("pre_tokenizer") or {}
+    first = (first.get("pretokenizers") or [first])[0]
+    known = gguf_pre(directory) is not None or (first.get("type") == "Split" and first["pattern"].get("Regex") in GGUF_SPLITS)
+    bert = first.get("type") == "BertPreTokenizer" and (raw.get("normalizer") or {}).get("type") in (None, "BertNormalizer")
+    return bert or (known and raw.get("normalizer") is None)
 
 
 def _checked(tokens: np.ndarray, shared: dict[str, Any]) -> np.ndarray:
@@ -176,8 +212,8 @@ def _checked(tokens: np.ndarray, shared: dict[str, Any]) -> np.ndarray:
     return tokens.astype(token_dtype(shared["vocab_size"]))
 
 
-def _tokenizer(path: str, digest: str) -> Any:
-    """Load a tokenizer once per process, single-threaded: the workers are the parallelism.
+def _tokenizer(path: str, digest: str) -> tuple[Any, bool]:
+    """Load a tokenizer once per process, single-threaded, since the workers are the parallelism; say whether texts can be cut.
 
     Special tokens that a document spells out stay text: what a web page writes must not end a document in the stream.
     """
@@ -187,7 +223,7 @@ def _tokenizer(path: str, digest: str) -> Any:
         tokenizer.encode_special_tokens = True
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        _loaded[digest] = tokenizer
+        _loaded[digest] = tokenizer, can_cut(Path(path))
     return _loaded[digest]
 
 

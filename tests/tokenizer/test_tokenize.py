@@ -12,12 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tokenizers import pre_tokenizers
 
 from llmpipe.data.manifest import read_manifest
 from llmpipe.data.tokens import TokensDir
 from llmpipe.tokenizer.directory import load_tokenizer
+from llmpipe.tokenizer.encode import can_cut, cut_text
 from llmpipe.tokenizer.special import END
-from tests.material import bilingual_rows
+from llmpipe.tokenizer.train import KINDS, write_tokenizer
+from tests.material import bilingual_rows, chinese, english
 
 ARGUMENTS = ("tokenize", "--workers", "1", "--input", "docs", "--tokenizer", "tok", "--set", "valid_fraction=0.2", "--set", "shard_tokens=5000")
 
@@ -110,6 +113,27 @@ def test_special_tokens_in_a_text_stay_text(tmp_path: Path, prepared: Path, make
     (document,) = TokensDir(tmp_path / "t").split("train").documents()
     assert (document.ids == 0).sum() == 1 and document.ids[-1] == 0 and not (document.ids == 2).any()
     assert texts_of(tmp_path / "t", "train") == {"0" * 32: hostile}
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_a_long_text_encoded_in_parts_has_the_same_ids(tmp_path: Path, kind: str) -> None:
+    texts = [english(1, 200) + "\n\n" + chinese(2, 300) + "。\n  x's it's 3a, don't\t好， 好 e\u0301. ok " * 30, " \n, . ，" * 200, "abc, 好。abc\n\n " * 300]
+    tokenizer = KINDS[kind](texts, vocab_size=800, max_run_chars=64, num_sentinels=4)
+    write_tokenizer(tmp_path, tokenizer)
+    tokenizer.encode_special_tokens = True
+    assert can_cut(tmp_path)
+    for text in texts:
+        for size in (1, 2, 3, 5, 50):
+            parts = list(cut_text(text, size))
+            assert "".join(parts) == text and (len(parts) > 10 or "abc" not in text)
+            assert [i for part in parts for i in tokenizer.encode(part).ids] == tokenizer.encode(text).ids
+
+
+def test_a_tokenizer_that_looks_back_is_given_whole_texts(tmp_path: Path) -> None:
+    tokenizer = KINDS["bpe"](["a b c"], vocab_size=400, max_run_chars=64, num_sentinels=0)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    write_tokenizer(tmp_path, tokenizer)
+    assert not can_cut(tmp_path)
 
 
 def test_a_missing_or_foreign_tokenizer_is_said(prepared: Path, run: Callable) -> None:
