@@ -209,6 +209,8 @@ def _stage(name: str, common: Common, *, output: Path, inputs: tuple[Any, ...] =
     settings = _load_config(name, common, flags)
     options = Options(workers=common.workers, executor=common.executor, force=common.force, dry_run=common.dry_run)
     outcome = run_stage(STAGES[name], settings, Request(output=output, inputs=inputs, **roles), options)
+    if outcome.state == "followed":  # one of torchrun's processes beyond the first, which tells
+        return outcome
     if outcome.plan is not None:
         if common.json:
             _print_json(outcome.plan)

@@ -15,6 +15,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -32,6 +33,7 @@ from llmpipe.executor import Pool
 from llmpipe.journal import Journal, journal_path, read_journal
 from llmpipe.log import Progress, log
 from llmpipe.survey import Survey, find_inputs, survey
+from llmpipe.training import parallel
 from llmpipe.work import Counts, Input, Work
 
 Kind = Literal["sites", "files", "docs", "tokenizer", "tokens", "model", "rows", "report"]
@@ -129,6 +131,49 @@ def run_stage(stage: Stage, config: Any, request: Request, options: Options) -> 
     Raises `LockedError` when another run holds the output, `UsageError` for a foreign or stale one (unless `force`),
     `InputError` for inputs that are missing, broken or changed under our feet.
     """
+    if not parallel.launched():
+        return _run_alone(stage, config, request, options)
+    if stage.name not in PARALLEL:
+        raise UsageError(f"torchrun has started several processes, and {stage.name} is one", hint="run it without torchrun; its --workers use the cores")
+    return _run_together(stage, config, request, options)
+
+
+PARALLEL = ("pretrain",)
+"""What torchrun may start."""
+
+
+def _run_together(stage: Stage, config: Any, request: Request, options: Options) -> Outcome:
+    """One of torchrun's processes: the first locks, surveys and publishes; the others work when it says so."""
+    module = stage.load()
+    if hasattr(module, "resolve"):
+        config = module.resolve(config)
+    world = parallel.join(device=config.device)
+    told: list[bool] = []
+
+    def tell(go: bool) -> None:
+        if not told:
+            told.append(go)
+            world.first([float(go)])
+
+    try:
+        if world.leads:
+            try:
+                return _run_alone(stage, config, request, options, before=lambda: tell(True))
+            finally:
+                tell(False)
+        if world.first([0.0])[0]:
+            work = Work(
+                stage=stage, output=request.output, inputs=find_inputs(stage, request), pending=[], previous=None, generation=0, seeds=(), workers=1,
+                journal=None, progress=Progress(stage.name),  # type: ignore[arg-type]
+            )
+            module.run(config, work)
+        return Outcome(stage=stage.name, state="followed", why=[], output=request.output, manifest=None, counts=Counts(), seconds=0.0)
+    finally:
+        parallel.leave()
+
+
+def _run_alone(stage: Stage, config: Any, request: Request, options: Options, *, before: Callable[[], None] | None = None) -> Outcome:
+    """Do what `run_stage` says; call `before` when it is certain that the stage will run."""
     start, began = time.monotonic(), datetime.now(UTC)
     module = stage.load()
     if hasattr(module, "resolve"):
@@ -157,6 +202,8 @@ def run_stage(stage: Stage, config: Any, request: Request, options: Options) -> 
             work.journal = Journal(output, found.header)
             work.pool = Pool(work.workers)
             try:
+                if before is not None:
+                    before()
                 counts = module.run(config, work)
             finally:
                 work.pool.close(kill=True)  # all phases are over, or failed
@@ -211,7 +258,7 @@ def _settle(stage: Stage, found: Survey, output: Path, options: Options, config:
     return found
 
 
-SIDE_FOLDERS = ("dropped", "values", "cut", "overlaps", "models", "index", "hosts", "warc", "checkpoints", "samples", "splits", "tokenizer", "state")
+SIDE_FOLDERS = ("dropped", "values", "cut", "overlaps", "models", "index", "hosts", "warc", "checkpoints", "tensorboard", "samples", "splits", "tokenizer", "state")
 """What an output may hold beside its root. `state` last: it holds the journal."""
 
 
@@ -234,7 +281,8 @@ def clear(output: Path) -> None:
         child(output, name).unlink(missing_ok=True)
     for path in output.glob(_UNIT_FILES):
         path.unlink()
-    (output / "metrics.jsonl").unlink(missing_ok=True)
+    for path in (output / "metrics.jsonl", output / "curves.svg", *output.glob("bad-batch-*.json")):
+        path.unlink(missing_ok=True)
     for folder in SIDE_FOLDERS:
         shutil.rmtree(output / folder, ignore_errors=True)
     remove_stale_tmp(output)

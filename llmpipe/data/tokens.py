@@ -197,6 +197,24 @@ class TokenSplit:
             done, span = done + take, span + 1
         return out
 
+    def lineage(self, start: int, length: int) -> list[dict[str, Any]]:
+        """Say which documents a window holds: each `id`, `source`, `language`, `shard`, and `start` and `stop` in the window."""
+        out: list[dict[str, Any]] = []
+        done, span = 0, int(np.searchsorted(self._end, start, side="right"))
+        while done < length:
+            inside = start + done - (int(self._end[span - 1]) if span else 0)
+            at, take = int(self._offset[span]) + inside, min(length - done, int(self._end[span]) - start - done)
+            name = self.shards[self._shard[span]]
+            rows = read_documents(self.path, name)
+            offsets = rows["offset"].to_numpy()
+            first, last = np.searchsorted(offsets, at, side="right") - 1, np.searchsorted(offsets, at + take, side="left")
+            for row in rows.slice(int(first), int(last - first)).to_pylist():
+                begin, end = max(row["offset"], at), min(row["offset"] + row["length"], at + take)
+                if begin < end:
+                    out.append({"id": row["id"], "source": row["source"], "language": row["language"], "shard": name, "start": done + begin - at, "stop": done + end - at})
+            done, span = done + take, span + 1
+        return out
+
     def documents(self) -> Iterator[Document]:
         """Yield every live document in order."""
         for number, file in enumerate(self.files):

@@ -8,58 +8,67 @@ write the model.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from llmpipe.data import tokens as tokens_module
-from llmpipe.data.files import read_json, write_json
+from llmpipe.data.files import atomic_write, read_json, write_json
 from llmpipe.data.tokens import TokensDir, TokenSplit
 from llmpipe.errors import InputError
 from llmpipe.models.hf import save_model
-from llmpipe.models.linear_loss import IGNORE
+from llmpipe.models.linear_loss import IGNORE, linear_cross_entropy
 from llmpipe.models.transformer import ModelConfig, Transformer
+from llmpipe.pretrain.curves import curves
 from llmpipe.pretrain.shape import Shape, shape_of, with_steps
 from llmpipe.pretrain.stage import Config
-from llmpipe.training.batches import make_samples
-from llmpipe.training.compute import autocast, peak_flops, prepare
-from llmpipe.training.loop import Run, State, step, train
+from llmpipe.training.batches import Samples
+from llmpipe.training.compute import autocast, equip, free_memory, peak_flops, prepare
+from llmpipe.training.loop import OutOfMemory, Run, State, step, train
+from llmpipe.training.metrics import read_metrics, trackers
 from llmpipe.training.objectives import OBJECTIVES
 from llmpipe.training.optim import default_lr, make_optimizers, schedule
+from llmpipe.training.parallel import World, join, reshard, shard, whole_state
 from llmpipe.work import Counts, Work
 
 NUM_EVALUATIONS = 10
 PROBE_STEPS = 3  # after one that warms up
 SLOW_STEP_S = 10.0  # a step that takes this long is timed once: noise is small beside it
+MAX_GROUPS = 20  # languages or sources in a line of metrics
 
 
 def pretrain(config: Config, work: Work) -> Counts:
     prepare(device=config.device, threads=config.threads)
+    world = join(device=config.device)
     tokens = open_tokens(work)
     shape = shape_of(config, vocab_size=tokens.vocab_size)
+    if shape.batch_size % world.size:
+        raise UsageError(f"{shape.batch_size} sequences a step are not divisible among {world.size} processes", hint=f"set batch_tokens to a multiple of {world.size * shape.seq_len}")
     split = tokens.split("train")
     if (largest := split.max_id()) >= tokens.vocab_size:
         raise InputError(f"{tokens.path}: holds id {largest}, but its vocabulary has {tokens.vocab_size}", hint=f"llmpipe verify {tokens.path}")
-    run = make_run(config, shape, split, work.output)
-    shape = _settle_steps(config, shape, run, work)
+    shape = _settle_micro_batch(config, shape, split, work, world)
+    shape = _settle_steps(config, shape, split, work, world)
     assert shape.steps is not None
-    model = run.model
     work.log.info("%s", summary(shape, len(split)))
-    run = make_run(config, shape, split, work.output, model=_initial(config, shape, model), peak=peak_flops(config.device, config.dtype))
+    if world.size > 1:
+        work.log.info("%d processes, %d sequences a step each", world.size, shape.batch_size // world.size)
+    run = make_run(config, shape, split, work.output, world=world, peak=peak_flops(config.device, config.dtype))
     valid = tokens.split("valid")
-    evaluate = make_evaluate(model, valid, tokens.token_bytes(), config, shape) if len(valid) > 1 else None
+    evaluate = make_evaluate(run.model, valid, tokens.token_bytes(), config, shape, world) if len(valid) > 1 else None
     if evaluate is None:
         work.log.warning("%s has no valid split, so there is no val_bpb; tokenize with a larger valid_fraction", tokens.path)
-    run = _with(run, evaluate=evaluate, progress=work.progress.update)
+    sinks = partial(trackers, config.track, work.output, title=work.output.name)
+    run = replace(run, evaluate=evaluate, sample=make_sample(config, run.model, tokens, work.output, world), progress=work.progress.update, sinks=sinks)
     final = train(run)
-    if sources := run.samples.counts(shape.steps * shape.batch_size):
-        work.info.update(samples_by_source=sources, epochs_by_source={k: round(v, 4) for k, v in run.samples.epochs(shape.steps * shape.batch_size).items()})
-    _write(config, shape, work, model, tokens, final)
+    _write(config, shape, work, run.model, tokens, final, world)
     return Counts(read=shape.steps * shape.batch_size, kept=shape.steps * shape.batch_size, extra={"tokens": shape.steps * shape.tokens_per_step})
 
 
@@ -77,9 +86,11 @@ def summary(shape: Shape, num_tokens: int) -> str:
     )
 
 
-def make_run(config: Config, shape: Shape, split: TokenSplit, output: Path, *, model: Transformer | None = None, peak: float | None = None) -> Run:
-    """Put together what the loop needs."""
-    model = model or _initial(config, shape, None)
+def make_run(config: Config, shape: Shape, split: TokenSplit, output: Path, *, world: World = World(), peak: float | None = None) -> Run:
+    """Put together what the loop needs: the model from the seed, equipped and sharded, then its optimizers."""
+    model = make_model(config, shape)
+    equip(model, device=config.device, dtype=config.dtype, checkpoint_activations=config.checkpoint_activations, compiled=bool(config.compile))
+    shard(model, world, device=config.device, dtype=config.dtype)
     objective = OBJECTIVES[config.objective]()
     steps = shape.steps or 1
     return Run(
@@ -92,64 +103,101 @@ def make_run(config: Config, shape: Shape, split: TokenSplit, output: Path, *, m
         micro_batch=shape.micro_batch,
         schedule=partial(schedule, config=config.schedule, steps=steps),
         clip_norm=config.optim.clip_norm,
+        l1=config.optim.l1,
+        l2=config.optim.l2,
         device=config.device,
         dtype=config.dtype,
         output=output,
+        seed=config.seed,
+        world=world,
         log_every=config.log_every,
         eval_every=config.eval_every or max(1, math.ceil(steps / NUM_EVALUATIONS)),
         checkpoint_every=config.checkpoint_every,
         keep=config.keep_checkpoints,
+        background=config.device == "cuda",  # on a CPU writing would only compete with training
         max_hours=config.max_hours,
         flops_per_token=shape.flops_per_token,
         peak_flops=peak,
     )
 
 
-def _with(run: Run, **changes: object) -> Run:
-    from dataclasses import replace
-
-    return replace(run, **changes)  # type: ignore[arg-type]
-
-
-def _initial(config: Config, shape: Shape, model: Transformer | None) -> Transformer:
-    """Make the model, or reset the one that a probe has trained, from the seed. Drawn on the CPU: the same on every device."""
-    if model is None:
-        model = Transformer(
-            ModelConfig(
-                vocab_size=shape.vocab_size, num_layers=shape.num_layers, dim=shape.dim, num_heads=shape.num_heads, num_kv_heads=shape.num_kv_heads,
-                head_dim=shape.head_dim, ffn_dim=shape.ffn_dim, rope_theta=config.model.rope_theta, qk_norm=config.model.qk_norm,
-                tie_embeddings=config.model.tie_embeddings, max_seq_len=shape.seq_len,
-            )
-        )
-        assert sum(p.numel() for p in model.parameters()) == shape.num_params
-        if config.compile:
-            model.compile()
-    model.to("cpu").initialize(torch.Generator().manual_seed(config.seed))
+def make_model(config: Config, shape: Shape) -> Transformer:
+    """Make the model from the seed. Drawn on the CPU: the same on every device and any number of processes."""
+    model = _empty_model(config, shape)
+    assert sum(p.numel() for p in model.parameters()) == shape.num_params
+    model.initialize(torch.Generator().manual_seed(config.seed))
     return model.to(config.device)
 
 
-# --- hours ----------------------------------------------------------------------------------------------------------
+def _empty_model(config: Config, shape: Shape) -> Transformer:
+    return Transformer(
+        ModelConfig(
+            vocab_size=shape.vocab_size, num_layers=shape.num_layers, dim=shape.dim, num_heads=shape.num_heads, num_kv_heads=shape.num_kv_heads,
+            head_dim=shape.head_dim, ffn_dim=shape.ffn_dim, rope_theta=config.model.rope_theta, qk_norm=config.model.qk_norm,
+            tie_embeddings=config.model.tie_embeddings, max_seq_len=shape.seq_len,
+        )
+    )
 
 
-def _settle_steps(config: Config, shape: Shape, run: Run, work: Work) -> Shape:
+# --- what is tried out at the start, once, and stored ----------------------------------------------------------------
+
+
+def _settle_micro_batch(config: Config, shape: Shape, split: TokenSplit, work: Work, world: World) -> Shape:
+    """Limit the micro-batch to what a process has of a step; with `auto` find the largest that fits, by trying."""
+    shape = replace(shape, micro_batch=min(shape.micro_batch, shape.batch_size // world.size))
+    if config.micro_batch != "auto":
+        return shape
+    if world.size > 1:
+        raise UsageError("micro_batch: auto tries sizes until memory runs out, which several processes cannot do together", hint="try it with one process, then give the number")
+    path = work.output / "state" / "micro_batch.json"
+    if not path.is_file():
+        size = fitting_micro_batch(config, replace(shape, micro_batch=shape.batch_size), split)
+        write_json(path, {"micro_batch": size})
+        work.log.info("micro_batch auto: %d sequences of %d tokens at a time", size, shape.seq_len)
+    return replace(shape, micro_batch=read_json(path)["micro_batch"])
+
+
+def fitting_micro_batch(config: Config, shape: Shape, split: TokenSplit) -> int:
+    """Halve the micro-batch until a step of it fits; what the estimate says cannot fit is not tried."""
+    from llmpipe.pretrain.plan import memory_bytes
+
+    size, free = shape.micro_batch, free_memory(config.device)
+    while size > 1 and free and memory_bytes(config, replace(shape, micro_batch=size))["all"] > free:
+        size //= 2
+    while True:
+        run = make_run(config, replace(shape, batch_size=size, micro_batch=size), split, Path("/nonexistent"))
+        try:
+            step(run, State())
+            return size
+        except OutOfMemory:
+            if size == 1:
+                raise
+            size //= 2
+
+
+def _settle_steps(config: Config, shape: Shape, split: TokenSplit, work: Work, world: World) -> Shape:
     """Turn `hours` into steps by timing a few, once; a resumed run reads what the first one found."""
     if shape.steps is not None:
         return shape
     path = work.output / "state" / "horizon.json"
-    if not path.is_file():
-        seconds = seconds_per_step(run)
+    (known,) = world.first([float(path.is_file())])
+    if not known:
+        seconds = seconds_per_step(make_run(config, shape, split, work.output, world=world))
         assert config.hours is not None
-        write_json(path, {"hours": config.hours, "seconds_per_step": seconds, "steps": max(1, int(config.hours * 3600 / seconds))})
-        work.log.info("a step takes %.3g s, so %g hours are %s steps", seconds, config.hours, f"{read_json(path)['steps']:,}")
-    return with_steps(shape, read_json(path)["steps"])
+        if world.leads:
+            write_json(path, {"hours": config.hours, "seconds_per_step": seconds, "steps": max(1, int(config.hours * 3600 / seconds))})
+            work.log.info("a step takes %.3g s, so %g hours are %s steps", seconds, config.hours, f"{read_json(path)['steps']:,}")
+    (steps,) = world.first([float(read_json(path)["steps"]) if world.leads else 0.0])
+    return with_steps(shape, int(steps))
 
 
 def seconds_per_step(run: Run) -> float:
     """Time a few steps of a run; its model is trained by them and must be made anew."""
     warmed = time.perf_counter()
     step(run, state := State())
+    (slow,) = run.world.first([float(time.perf_counter() - warmed >= SLOW_STEP_S)])  # all take as many steps
     times: list[float] = []
-    for _ in range(PROBE_STEPS if time.perf_counter() - warmed < SLOW_STEP_S else 1):
+    for _ in range(1 if slow else PROBE_STEPS):
         start = time.perf_counter()
         step(run, state)
         if run.device == "cuda":
@@ -161,40 +209,104 @@ def seconds_per_step(run: Run) -> float:
 # --- evaluation and the end -----------------------------------------------------------------------------------------
 
 
-def make_evaluate(model: Transformer, valid: TokenSplit, token_bytes: np.ndarray, config: Config, shape: Shape) -> Callable[[], dict[str, float]]:
+def make_evaluate(model: Transformer, valid: TokenSplit, token_bytes: np.ndarray, config: Config, shape: Shape, world: World = World()) -> Callable[[], dict[str, Any]]:
     """Score the start of the valid split in windows side by side: val_loss (nats a token) and val_bpb (bits a byte of text).
 
     Tokens that stand for no text (the end of a document) count neither nats nor bytes, as in `llmpipe eval`, whose
-    strided windows see more context and so score a little better.
+    strided windows see more context and so score a little better. Where the documents are of several languages or
+    sources, `val_bpb_by` has each: a document's row in .docs.parquet says which its tokens are. Processes share the windows.
     """
     total = min(len(valid), config.eval_tokens + 1)
     ids = valid.window(0, total)
-    windows = []
-    for start in range(0, total - 1, shape.seq_len):
-        part = ids[start : start + shape.seq_len + 1]
-        windows.append((torch.from_numpy(part[:-1]), torch.from_numpy(np.where(token_bytes[part[1:]] > 0, part[1:], IGNORE))))
-    scored = ids[1:][token_bytes[ids[1:]] > 0]
-    num_tokens, num_bytes = len(scored), int(token_bytes[scored].sum())
+    targets = np.where(token_bytes[ids[1:]] > 0, ids[1:], IGNORE)
+    names, group = _groups(valid, total)
+    sizes = np.bincount(group, weights=token_bytes[ids[1:]] * (targets != IGNORE), minlength=len(names))
+    num_tokens = int((targets != IGNORE).sum())
+    starts = list(range(0, total - 1, shape.seq_len))
+    whole = [s for s in starts if s + shape.seq_len <= total - 1]
+    batches = [whole[i : i + shape.micro_batch] for i in range(0, len(whole), shape.micro_batch)] + [[s] for s in starts[len(whole) :]]
+    while len(batches) % world.size:
+        batches.append([])  # sharded weights are gathered together: each process must pass as often
 
     @torch.no_grad()
-    def evaluate() -> dict[str, float]:
+    def evaluate() -> dict[str, Any]:
         model.eval()
-        nats = 0.0
-        whole = [w for w in windows if len(w[0]) == shape.seq_len]
-        groups = [whole[i : i + shape.micro_batch] for i in range(0, len(whole), shape.micro_batch)] + [[w] for w in windows[len(whole) :]]
-        for group in groups:
-            inputs, targets = (torch.stack(t).to(config.device) for t in zip(*group, strict=True))
+        nats = np.zeros(len(names))
+        for places in batches[world.rank :: world.size]:
+            rows = [slice(s, min(s + shape.seq_len, total - 1)) for s in places] or [slice(0, 1)]
+            inputs, wanted, of = (torch.from_numpy(np.stack([a[r] for r in rows])).to(config.device) for a in (ids, targets, group))
             with autocast(config.device, config.dtype):
-                nats += float(model(inputs, targets))
-        return {"val_loss": nats / max(num_tokens, 1), "val_bpb": nats / math.log(2) / max(num_bytes, 1)}
+                hidden = model.hidden(inputs)
+                for number in np.unique(of.cpu()) if places else ():
+                    chosen = of == int(number)  # each token passes through the head once, whatever the number of groups
+                    nats[number] += float(linear_cross_entropy(hidden[chosen], model.output_weight(), wanted[chosen]))
+        reshard(model, world)
+        nats = np.array(world.sum(nats.tolist()))
+        bits = nats.sum() / math.log(2)
+        by = {field: _bits_by(field, names, nats, sizes) for field in ("language", "source")}
+        scores: dict[str, Any] = {"val_loss": nats.sum() / max(num_tokens, 1), "val_bpb": bits / max(sizes.sum(), 1)}
+        return {**scores, **({"val_bpb_by": shown} if (shown := {k: v for k, v in by.items() if len(v) > 1}) else {})}
 
     return evaluate
 
 
-def _write(config: Config, shape: Shape, work: Work, model: Transformer, tokens: TokensDir, final: State) -> None:
+def _groups(valid: TokenSplit, total: int) -> tuple[list[dict[str, str]], np.ndarray]:
+    """Number the pairs of language and source, and say which one each target of the window [0, total) is of."""
+    numbers: dict[tuple[str, str], int] = {}
+    group = np.zeros(total, dtype=np.int64)
+    for row in valid.lineage(0, total):
+        key = row["language"] or "unknown", row["source"] or "unknown"
+        group[row["start"] : row["stop"]] = numbers.setdefault(key, len(numbers))
+    return [{"language": language, "source": source} for language, source in numbers], group[1:]
+
+
+def _bits_by(field: str, names: list[dict[str, str]], nats: np.ndarray, sizes: np.ndarray) -> dict[str, float]:
+    """Add groups up that share a language or source; the largest of them, by bytes."""
+    totals: dict[str, list[float]] = {}
+    for name, n, size in zip(names, nats, sizes, strict=True):
+        entry = totals.setdefault(name[field], [0.0, 0.0])
+        entry[0], entry[1] = entry[0] + n, entry[1] + size
+    largest = sorted(totals, key=lambda k: (-totals[k][1], k))[:MAX_GROUPS]
+    return {k: totals[k][0] / math.log(2) / totals[k][1] for k in sorted(largest) if totals[k][1]}
+
+
+def make_sample(config: Config, model: Transformer, tokens: TokensDir, output: Path, world: World) -> Callable[[int], None] | None:
+    """Continue the config's prompts at a step, each time with the same draws, into samples/pretrain.jsonl."""
+    if not config.sample_prompts or not config.sample_tokens or config.objective != "clm":
+        return None
+    from llmpipe.evaluate.generate import Config as Settings
+    from llmpipe.evaluate.sampling import Sampler
+    from llmpipe.models.hf import load_tokenizer, special_ids
+
+    ids = special_ids(tokens.tokenizer)
+    sampler = Sampler(model, load_tokenizer(tokens.tokenizer), start=ids.get("bos_token_id", tokens.eos_id), stop=ids.get("eos_token_id", tokens.eos_id))
+    settings = Settings(max_new_tokens=config.sample_tokens, seed=config.seed)
+    path = output / "samples" / "pretrain.jsonl"
+
+    def sample(step: int) -> None:
+        model.eval()
+        made = [(prompt, sampler.continue_text(prompt, settings, number=i)[0].text) for i, prompt in enumerate(config.sample_prompts)]
+        reshard(model, world)
+        if world.leads:
+            kept = [r for r in read_metrics(path) if r["step"] < step]
+            lines = [*kept, *({"step": step, "prompt": prompt, "text": text} for prompt, text in made)]
+            atomic_write(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+    return sample
+
+
+def _write(config: Config, shape: Shape, work: Work, model: Transformer, tokens: TokensDir, final: State, world: World) -> None:
     assert shape.steps is not None
+    if world.size > 1:
+        weights = whole_state(model, world)
+        if not world.leads:
+            return
+        model = _empty_model(config, shape)
+        model.load_state_dict(weights)
     for path in save_model(work.output, model, tokenizer=tokens.tokenizer):
         work.add_file(path)
+    atomic_write(work.output / "curves.svg", curves(read_metrics(work.output / "metrics.jsonl"), title=work.output.name))
+    happened = {"skipped_steps": final.skipped, "rollbacks": final.rollbacks, "spikes": final.spikes}
     work.info.update(
         parameters=shape.num_params,
         steps=shape.steps,
@@ -202,5 +314,5 @@ def _write(config: Config, shape: Shape, work: Work, model: Transformer, tokens:
         flops=shape.steps * shape.tokens_per_step * shape.flops_per_token,
         epochs=round(shape.steps * shape.tokens_per_step / max(len(tokens.split("train")), 1), 3),
         **final.evaluation,
-        **({"skipped_steps": final.skipped} if final.skipped else {}),
+        **{k: v for k, v in happened.items() if v},
     )

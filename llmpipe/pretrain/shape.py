@@ -67,7 +67,7 @@ def shape_of(config: Config, *, vocab_size: int) -> Shape:
     params = embedding + num_layers * (attention + 3 * dim * ffn_dim + norms) + dim
     seq_len = config.seq_len or (256 if dim < 384 else 512 if dim < 768 else 1024)
     batch_size = _batch_size(config, params, seq_len)
-    micro = config.micro_batch or max(1, MICRO_TOKENS[config.device if config.device != "auto" else "cpu"] // seq_len)
+    micro = (0 if config.micro_batch == "auto" else config.micro_batch) or max(1, MICRO_TOKENS[config.device if config.device != "auto" else "cpu"] // seq_len)
     shape = Shape(
         num_layers=num_layers, dim=dim, num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, ffn_dim=ffn_dim, vocab_size=vocab_size,
         seq_len=seq_len, num_params=params, num_embedding=embedding, batch_size=batch_size, micro_batch=min(micro, batch_size), steps=None,

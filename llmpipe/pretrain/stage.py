@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from llmpipe.config import cosmetic
-from llmpipe.training.settings import MixtureConfig, OptimizerConfig, ScheduleConfig
+from llmpipe.training.settings import CostConfig, LossConfig, OptimizerConfig, ScheduleConfig
 from llmpipe.work import Counts, Work
 
 HORIZONS = ("steps", "tokens", "tokens_per_param", "hours")
@@ -64,16 +64,23 @@ class Config:
     """Tokens a step. null: by model size (37k at 4 M parameters, 360k at 124 M), less where that would leave under 500 steps."""
     seq_len: int | None = None
     """Tokens of context. null: 256 below dim 384, 512 below 768, 1,024 from there."""
-    micro_batch: int = 0
-    """Sequences a forward pass; 0: 4,096 tokens on a CPU, 32,768 on a GPU. Gradients are added up to batch_tokens."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    doc_mask: bool = False
+    """Let no token see another document's. Costs speed; nanochat measured 0.0002 bits of gain."""
+    micro_batch: int | Literal["auto"] = cosmetic(0)
+    """Sequences a forward pass and process; 0: 4,096 tokens on a CPU, 32,768 on a GPU. Gradients are added up to batch_tokens,
+    so it changes results by rounding alone. auto: as many as fit, tried out at the start and stored."""
+    checkpoint_activations: bool = cosmetic(False)
+    """Compute each block's activations again in the backward pass: a third more time, a fraction of the memory, the same results."""
     seed: int = 1
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 where the device computes in it, else fp32. Weights and optimizer are fp32 always."""
+    dtype: Literal["auto", "fp32", "bf16", "fp8"] = "auto"
+    """auto: bf16 where the device computes in it, else fp32. Weights and optimizer are fp32 always. fp8: the blocks' products,
+    on Hopper GPUs, with the extra llmpipe[fp8]."""
     threads: int = 0
-    """0: one a physical core."""
+    """Of a CPU. 0: one a physical core, which is not the same with torchrun: give a number where a run moves between the two."""
     compile: bool | None = None
-    """torch.compile. null: on a GPU only; on a CPU it takes half a minute and gained nothing."""
+    """torch.compile of each block. null: on a GPU with a C++ compiler beside it; on a CPU it takes half a minute and gained nothing."""
     eval_tokens: int = 200_000
     """Tokens of the valid split, from its start, that an evaluation reads."""
     eval_every: int = cosmetic(0)
@@ -84,6 +91,13 @@ class Config:
     keep_checkpoints: int = cosmetic(2)
     max_hours: float | None = cosmetic(None)
     """Save and stop after this time; the same command goes on. For queues with a limit."""
+    sample_prompts: list[str] = cosmetic(default_factory=lambda: [""])
+    """Continued at each evaluation into samples/pretrain.jsonl; "" is the start of a document. []: none."""
+    sample_tokens: int = cosmetic(64)
+    track: list[Literal["tensorboard", "wandb"]] = cosmetic(default_factory=list)
+    """Where metrics go beside metrics.jsonl; each needs its extra: pip install 'llmpipe[tensorboard]'."""
+    cost: CostConfig = cosmetic(default_factory=CostConfig)
+    """What --dry-run assumes of prices and power."""
 
     def __post_init__(self) -> None:
         given = [name for name in HORIZONS if getattr(self, name) is not None]
@@ -97,6 +111,8 @@ class Config:
         for name in ("depth", *HORIZONS, "lr", "batch_tokens", "seq_len", "log_every", "eval_tokens"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name} {getattr(self, name)} is not above 0")
+        if self.micro_batch != "auto" and self.micro_batch < 0:
+            raise ValueError(f"micro_batch {self.micro_batch} is below 0")
         for name in ("num_layers", "dim", "num_heads", "num_kv_heads", "ffn_dim"):
             if getattr(self.model, name) is not None and getattr(self.model, name) < 1:
                 raise ValueError(f"model.{name} {getattr(self.model, name)} is below 1")
@@ -105,12 +121,18 @@ class Config:
 def resolve(config: Config) -> Config:
     """Fill in the device, dtype and threads of this machine: they change results, so they are part of the recipe."""
     from llmpipe.models.device import bf16_is_fast, choose_device
-    from llmpipe.training.compute import physical_cores
+    from llmpipe.training.compute import can_compile, check_fp8, physical_cores
+    from llmpipe.training.metrics import check_trackers
 
+    check_trackers(config.track)
     device = choose_device(config.device)
     dtype = config.dtype if config.dtype != "auto" else "bf16" if bf16_is_fast(device) else "fp32"
-    compiled = config.compile if config.compile is not None else device == "cuda"
-    return replace(config, device=device, dtype=dtype, threads=config.threads or physical_cores(), compile=compiled)  # type: ignore[arg-type]
+    if dtype == "fp8":
+        check_fp8(device)
+    compiled = (config.compile if config.compile is not None else device == "cuda") and can_compile()
+    # On a GPU threads change nothing, and torchrun sets OMP_NUM_THREADS: a run that moves to more GPUs must not look like another.
+    threads = config.threads or (1 if device == "cuda" else physical_cores())
+    return replace(config, device=device, dtype=dtype, threads=threads, compile=compiled)  # type: ignore[arg-type]
 
 
 def run(config: Config, work: Work) -> Counts:

@@ -5,6 +5,7 @@
 
 Muon (Jordan et al. 2024) orthogonalises a matrix's momentum before the step: GPT-2-small reaches a given loss in about
 two thirds of AdamW's steps. Embeddings, head and norms are not matrices between two hidden layers and keep AdamW.
+Both work on weights that FSDP2 has sharded.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from llmpipe.training.parallel import blocks
 from llmpipe.training.settings import OptimizerConfig, ScheduleConfig
 
 
@@ -22,9 +24,11 @@ def schedule(step: int, config: ScheduleConfig, *, steps: int) -> float:
     warmup = max(1, round(config.warmup * steps))
     if step < warmup:
         return (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
     if config.kind == "cosine":
-        progress = (step - warmup) / max(1, steps - warmup)
         return config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * progress))
+    if config.kind == "linear":
+        return config.final + (1 - config.final) * (1 - progress)
     fall = max(1, round(config.decay * steps))
     return config.final + (1 - config.final) * min(1.0, (steps - step) / fall)
 
@@ -34,19 +38,34 @@ def default_lr(name: str, num_params: int) -> float:
     return 0.02 if name == "muon" else 0.5 * 0.0047 * (num_params / 108e6) ** (-1 / 3)
 
 
+def matrices_of(model: nn.Module) -> list[Tensor]:
+    """The weights between two hidden layers: of two dimensions, in a block, and no table that is looked up."""
+    found: dict[int, Tensor] = {}
+    for block in blocks(model):
+        for module in block.modules():
+            if not isinstance(module, nn.Embedding):
+                found.update((id(p), p) for p in module.parameters(recurse=False) if p.ndim == 2)
+    return list(found.values())
+
+
 def make_optimizers(model: nn.Module, config: OptimizerConfig, *, name: str, lr: float) -> list[torch.optim.Optimizer]:
-    """Make the optimizers with all their state in place, so that a checkpoint has the same tensors at any step."""
-    named = list(model.named_parameters())
-    matrices = [p for n, p in named if p.ndim == 2 and ".layers." in f".{n}"]
-    inner = {id(p) for p in matrices}
+    """Make the optimizers with all their state in place, so that a checkpoint has the same tensors at any step.
+
+    Weight decay is for matrices; embeddings, norms and biases have none. Shard the model first: the moments are made alike.
+    """
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    inner = {id(p) for p in matrices_of(model)}
+    matrices = [p for _, p in named if id(p) in inner]
     others = [p for _, p in named if id(p) not in inner]
     adam_lr = lr if name == "adamw" else config.embed_lr or default_lr("adamw", sum(p.numel() for _, p in named))
     groups = [{"params": others, "lr": adam_lr, "weight_decay": 0.0}]
     if name == "adamw":
         groups.append({"params": matrices, "lr": lr, "weight_decay": config.weight_decay})
-    adamw = torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), eps=1e-8, fused=True)
-    optimizers: list[torch.optim.Optimizer] = [adamw]
-    if name == "muon":
+    groups = [g for g in groups if g["params"]]  # a group without parameters cannot be saved
+    optimizers: list[torch.optim.Optimizer] = []
+    if groups:
+        optimizers.append(torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), eps=config.eps, fused=True))
+    if name == "muon" and matrices:
         optimizers.append(torch.optim.Muon(matrices, lr=lr, weight_decay=config.weight_decay, momentum=config.momentum, adjust_lr_fn="original"))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -68,6 +87,17 @@ def set_lr(optimizers: list[torch.optim.Optimizer], factor: float) -> float:
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor
     return optimizers[-1].param_groups[-1]["lr"]
+
+
+@torch.no_grad()
+def add_penalties(matrices: list[Tensor], *, l1: float, l2: float) -> None:
+    """Add the gradient of l1 x |w| + l2/2 x w² to the matrices' gradients. Unlike weight decay it passes through the moments."""
+    for p in matrices:
+        if p.grad is not None:
+            if l2:
+                p.grad.add_(p, alpha=l2)
+            if l1:
+                p.grad.add_(p.sign(), alpha=l1)
 
 
 def flat_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
