@@ -95,8 +95,8 @@ def make_run(config: Config, shape: Shape, split: TokenSplit, output: Path, *, w
     steps = shape.steps or 1
     return Run(
         model=model,
-        optimizers=make_optimizers(model, config.optim, name=config.optimizer, lr=config.lr or default_lr(config.optimizer, shape.num_params)),
-        samples=make_samples(split, config.mixture, window=objective.window(shape.seq_len), seed=config.seed, num_samples=steps * shape.batch_size),
+        optimizers=make_optimizers(model, config.optim, name=config.optimizer, lr=config.lr or default_lr(config.optimizer, shape.num_params), dtype=config.dtype),
+        samples=Samples(split, window=objective.window(shape.seq_len), seed=config.seed),
         objective=objective,
         steps=steps,
         batch_size=shape.batch_size,

@@ -15,6 +15,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from llmpipe.training.muon import Muon
 from llmpipe.training.parallel import blocks
 from llmpipe.training.settings import OptimizerConfig, ScheduleConfig
 
@@ -48,10 +49,10 @@ def matrices_of(model: nn.Module) -> list[Tensor]:
     return list(found.values())
 
 
-def make_optimizers(model: nn.Module, config: OptimizerConfig, *, name: str, lr: float) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: nn.Module, config: OptimizerConfig, *, name: str, lr: float, dtype: str = "bf16") -> list[torch.optim.Optimizer]:
     """Make the optimizers with all their state in place, so that a checkpoint has the same tensors at any step.
 
-    Weight decay is for matrices; embeddings, norms and biases have none. Shard the model first: the moments are made alike.
+    `dtype` is what training computes in, and Muon too. Weight decay is for matrices; embeddings, norms and biases have none. Shard the model first: the moments are made alike.
     """
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     inner = {id(p) for p in matrices_of(model)}
@@ -66,7 +67,8 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig, *, name: str, lr:
     if groups:
         optimizers.append(torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), eps=config.eps, fused=True))
     if name == "muon" and matrices:
-        optimizers.append(torch.optim.Muon(matrices, lr=lr, weight_decay=config.weight_decay, momentum=config.momentum, adjust_lr_fn="original"))
+        low = torch.float32 if dtype == "fp32" else torch.bfloat16
+        optimizers.append(Muon(matrices, lr=lr, weight_decay=config.weight_decay, momentum=config.momentum, dtype=low))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
@@ -76,7 +78,7 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig, *, name: str, lr:
 
 
 def _fresh_state(optimizer: torch.optim.Optimizer, p: Tensor) -> dict[str, Tensor]:
-    if isinstance(optimizer, torch.optim.Muon):
+    if isinstance(optimizer, Muon):
         return {"momentum_buffer": torch.zeros_like(p)}
     return {"step": torch.zeros((), dtype=torch.float32, device=p.device), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
 

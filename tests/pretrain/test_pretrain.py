@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -21,53 +20,8 @@ from llmpipe.data.manifest import read_manifest
 from llmpipe.data.tokens import TokensDir
 from llmpipe.models.hf import load_model
 from llmpipe.training.metrics import read_metrics
-from tests.material import bilingual_rows, write_docs_dir
+from tests.pretrain.runs import arguments, steady, wait_for
 from tests.warm import start
-
-SETS = {
-    "model.num_layers": 2, "model.dim": 32, "model.num_heads": 2, "model.num_kv_heads": 1, "seq_len": 32, "batch_tokens": 256, "micro_batch": 4,
-    "steps": 30, "eval_every": 10, "log_every": 4, "checkpoint_every": 3, "threads": 1, "dtype": "fp32", "eval_tokens": 500,
-}
-
-
-def arguments(output: str, **changes: object) -> list[str]:
-    sets = {k: v for k, v in {**SETS, **{k.replace("__", "."): v for k, v in changes.items()}}.items() if v is not None}
-    return ["pretrain", "--input", "tokens", "--output", output, *(x for k, v in sets.items() for x in ("--set", f"{k}={v}"))]
-
-
-@pytest.fixture(scope="module")
-def tokens_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from llmpipe.cli import main
-
-    root = tmp_path_factory.mktemp("tokens")
-    write_docs_dir(root / "docs", bilingual_rows(40))
-    before = Path.cwd()
-    os.chdir(root)
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        assert main(["tokenizer", "--input", "docs", "--output", "tok", "--set", "vocab_size=380"]) == 0
-        assert main(["tokenize", "--input", "docs", "--tokenizer", "tok", "--output", "tokens", "--set", "valid_fraction=0.2", "--workers", "1"]) == 0
-    finally:
-        os.chdir(before)
-        signal.signal(signal.SIGTERM, handler)
-    return root
-
-
-@pytest.fixture
-def here(tmp_path: Path, tokens_root: Path) -> Path:
-    (tmp_path / "tokens").symlink_to(tokens_root / "tokens")
-    return tmp_path
-
-
-def steady(path: Path) -> list[dict]:
-    """The metrics without what only time decides."""
-    return [{k: v for k, v in r.items() if k not in ("tokens_per_s", "mfu")} for r in read_metrics(path / "metrics.jsonl")]
-
-
-def wait_for(process: BaseProcess, condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while process.is_alive() and time.monotonic() < deadline and not condition():
-        time.sleep(0.002)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from llmpipe.training.optim import default_lr, flat_tensors, make_optimizers, schedule, set_lr
+from llmpipe.training.muon import Muon
+from llmpipe.training.optim import add_penalties, default_lr, flat_tensors, make_optimizers, matrices_of, schedule, set_lr
 from llmpipe.training.settings import OptimizerConfig, ScheduleConfig
 from tests.models.test_transformer import some_ids, tiny
 
@@ -54,3 +55,39 @@ def test_every_parameter_has_one_optimizer_and_its_state(name: str) -> None:
 def test_adamw_rate_falls_with_size() -> None:
     assert default_lr("adamw", 5_000_000) == pytest.approx(6.5e-3, rel=0.02)
     assert default_lr("adamw", 124_000_000) == pytest.approx(2.2e-3, rel=0.03)
+
+
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8), (16, 16)])
+def test_muon_takes_the_steps_of_torchs_in_bf16_and_nearly_those_in_fp32(shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(3)
+    start, gradients = torch.randn(shape, generator=generator), [torch.randn(shape, generator=generator) for _ in range(3)]
+
+    def steps(make) -> torch.Tensor:
+        p = torch.nn.Parameter(start.clone())
+        optimizer = make(p)
+        optimizer.state[p] = {"momentum_buffer": torch.zeros_like(p)}
+        for gradient in gradients:
+            p.grad = gradient.clone()
+            optimizer.step()
+        return p.detach()
+
+    theirs = steps(lambda p: torch.optim.Muon([p], lr=0.02, weight_decay=0.1, momentum=0.95, adjust_lr_fn="original"))
+    ours = {d: steps(lambda p, d=d: Muon([p], lr=0.02, weight_decay=0.1, momentum=0.95, dtype=d)) for d in (torch.bfloat16, torch.float32)}
+    assert torch.equal(ours[torch.bfloat16], theirs)
+    assert (ours[torch.float32] - theirs).abs().max() < 2e-3 and not torch.equal(ours[torch.float32], theirs)
+
+
+def test_linear_falls_evenly_and_warmup_is_all_that_it_shares() -> None:
+    factors = [schedule(s, ScheduleConfig(kind="linear", warmup=0.1, decay=1.0, final=0.2), steps=100) for s in range(100)]
+    assert factors[9] == factors[10] == 1.0 and factors[55] == pytest.approx(0.6) and 0.2 < factors[-1] < 0.22
+
+
+def test_penalties_pull_on_matrices_alone() -> None:
+    model = tiny()
+    ids = some_ids()
+    model(ids, ids.roll(-1, 1)).backward()
+    before = {n: p.grad.clone() for n, p in model.named_parameters()}
+    add_penalties(matrices_of(model), l1=0.1, l2=0.01)
+    for name, p in model.named_parameters():
+        wanted = before[name] + (0.1 * p.sign() + 0.01 * p if "_proj" in name else 0)
+        assert torch.allclose(p.grad, wanted)
