@@ -11,6 +11,7 @@ heads H, head width D, vocabulary V.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llmpipe.models.documents import Spans, attend_within, document_mask
 from llmpipe.models.linear_loss import IGNORE, linear_cross_entropy
 from llmpipe.models.rms_norm import RMSNorm
 
@@ -71,11 +73,16 @@ class Transformer(nn.Module):
         self.model = Decoder(config)
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        self.training_loss: Callable[..., Tensor] = linear_cross_entropy
+        """What `forward` computes while training; pretrain may set a regularised one."""
 
     def forward(self, ids: Tensor, targets: Tensor | None = None) -> Tensor:
         """Return logits (B, T, V); with `targets` (B, T) instead the cross-entropy summed over those that are not IGNORE."""
         hidden = self.hidden(ids)
-        return self.logits(hidden) if targets is None else linear_cross_entropy(hidden, self.output_weight(), targets)
+        if targets is None:
+            return self.logits(hidden)
+        loss = self.training_loss if self.training else linear_cross_entropy
+        return loss(hidden, self.output_weight(), targets)
 
     def hidden(self, ids: Tensor, *, cache: KVCache | None = None, attention_mask: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """Return the last hidden states (B, T, C), after the final norm.
@@ -148,6 +155,8 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.dim)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.dim, eps=config.norm_eps)
+        self.separator: int | None = None
+        """The id that ends a document, if no token may see another document's (models/documents.py)."""
         self._tables: tuple[Tensor, Tensor] | None = None
 
     def forward(self, ids: Tensor, *, cache: KVCache | None, attention_mask: Tensor | None, positions: Tensor | None) -> Tensor:
@@ -157,6 +166,8 @@ class Decoder(nn.Module):
         cos, sin = self._rotations(ids.device)
         where: Any = slice(past, past + length) if positions is None else positions
         mask = attention_bias(length, past, attention_mask, ids.device)
+        if self.separator is not None and cache is None:
+            mask = document_mask(ids, self.separator, causal=True)
         x = self.embed_tokens(ids).to(compute_dtype(ids.device, self.embed_tokens.weight.dtype))
         shape = (-1, self.config.num_heads, -1)  # spread over the heads, so that products run along whole rows
         rotation = cos[where, None].to(x.dtype).expand(shape).contiguous(), sin[where, None].to(x.dtype).expand(shape).contiguous()
@@ -202,7 +213,7 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.dim, eps=config.norm_eps)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | Spans | None, cache: KVCache | None) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rotation, mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -221,7 +232,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], mask: Tensor | Spans | None, cache: KVCache | None) -> Tensor:
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))  # (B, T, H, D)
         q, k, v = rotate(self.q_norm(q), rotation).transpose(1, 2), rotate(self.k_norm(k), rotation).transpose(1, 2), v.transpose(1, 2)
         if cache is not None:
@@ -229,7 +240,9 @@ class Attention(nn.Module):
         if self.groups > 1:
             k, v = (t.repeat_interleave(self.groups, dim=1) for t in (k, v))
         causal = mask is None and q.shape[2] > 1
-        if causal and q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= MAX_PLAIN_TOKENS:
+        if isinstance(mask, Spans):
+            y = attend_within(q, k, v, mask, causal=True)
+        elif causal and q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.shape[2] <= MAX_PLAIN_TOKENS:
             y = plain_causal_attention(q, k, v)
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)

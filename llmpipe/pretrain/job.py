@@ -25,6 +25,7 @@ from llmpipe.data.tokens import TokensDir, TokenSplit
 from llmpipe.errors import InputError
 from llmpipe.models.hf import save_model
 from llmpipe.models.linear_loss import IGNORE, linear_cross_entropy
+from llmpipe.models.regularized_loss import regularized_cross_entropy
 from llmpipe.models.transformer import ModelConfig, Transformer
 from llmpipe.pretrain.curves import curves
 from llmpipe.pretrain.shape import Shape, shape_of, with_steps
@@ -88,7 +89,7 @@ def summary(shape: Shape, num_tokens: int) -> str:
 
 def make_run(config: Config, shape: Shape, split: TokenSplit, output: Path, *, world: World = World(), peak: float | None = None) -> Run:
     """Put together what the loop needs: the model from the seed, equipped and sharded, then its optimizers."""
-    model = make_model(config, shape)
+    model = make_model(config, shape, separator=split.eos_id)
     equip(model, device=config.device, dtype=config.dtype, checkpoint_activations=config.checkpoint_activations, compiled=bool(config.compile))
     shard(model, world, device=config.device, dtype=config.dtype)
     objective = OBJECTIVES[config.objective]()
@@ -121,15 +122,18 @@ def make_run(config: Config, shape: Shape, split: TokenSplit, output: Path, *, w
     )
 
 
-def make_model(config: Config, shape: Shape) -> Transformer:
+def make_model(config: Config, shape: Shape, *, separator: int | None = None) -> Transformer:
     """Make the model from the seed. Drawn on the CPU: the same on every device and any number of processes."""
-    model = _empty_model(config, shape)
+    model = empty_model(config, shape)
     assert sum(p.numel() for p in model.parameters()) == shape.num_params
     model.initialize(torch.Generator().manual_seed(config.seed))
+    if config.loss.label_smoothing or config.loss.z_loss:
+        model.training_loss = partial(regularized_cross_entropy, label_smoothing=config.loss.label_smoothing, z_loss=config.loss.z_loss)
+    model.model.separator = separator if config.doc_mask else None
     return model.to(config.device)
 
 
-def _empty_model(config: Config, shape: Shape) -> Transformer:
+def empty_model(config: Config, shape: Shape) -> Transformer:
     return Transformer(
         ModelConfig(
             vocab_size=shape.vocab_size, num_layers=shape.num_layers, dim=shape.dim, num_heads=shape.num_heads, num_kv_heads=shape.num_kv_heads,
@@ -182,7 +186,7 @@ def _settle_steps(config: Config, shape: Shape, split: TokenSplit, work: Work, w
     path = work.output / "state" / "horizon.json"
     (known,) = world.first([float(path.is_file())])
     if not known:
-        seconds = seconds_per_step(make_run(config, shape, split, work.output, world=world))
+        seconds, _ = seconds_per_step(make_run(config, shape, split, work.output, world=world))
         assert config.hours is not None
         if world.leads:
             write_json(path, {"hours": config.hours, "seconds_per_step": seconds, "steps": max(1, int(config.hours * 3600 / seconds))})
@@ -191,10 +195,11 @@ def _settle_steps(config: Config, shape: Shape, split: TokenSplit, work: Work, w
     return with_steps(shape, int(steps))
 
 
-def seconds_per_step(run: Run) -> float:
-    """Time a few steps of a run; its model is trained by them and must be made anew."""
+def seconds_per_step(run: Run) -> tuple[float, float]:
+    """Time a few steps of a run, whose model is trained by them and must be made anew. Also return the first one's loss."""
     warmed = time.perf_counter()
     step(run, state := State())
+    loss = state.loss_sum
     (slow,) = run.world.first([float(time.perf_counter() - warmed >= SLOW_STEP_S)])  # all take as many steps
     times: list[float] = []
     for _ in range(1 if slow else PROBE_STEPS):
@@ -203,7 +208,7 @@ def seconds_per_step(run: Run) -> float:
         if run.device == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2]
+    return sorted(times)[len(times) // 2], loss
 
 
 # --- evaluation and the end -----------------------------------------------------------------------------------------
@@ -301,7 +306,7 @@ def _write(config: Config, shape: Shape, work: Work, model: Transformer, tokens:
         weights = whole_state(model, world)
         if not world.leads:
             return
-        model = _empty_model(config, shape)
+        model = empty_model(config, shape)
         model.load_state_dict(weights)
     for path in save_model(work.output, model, tokenizer=tokens.tokenizer):
         work.add_file(path)

@@ -87,7 +87,7 @@ def time_llmpipe(args: argparse.Namespace, threads: int, variant: str) -> list[f
     from llmpipe.training.loop import State, step
 
     class RandomSplit:
-        path = "random"
+        path, eos_id = "random", None
 
         def __init__(self) -> None:
             self.ids = np.random.default_rng(1).integers(0, args.vocab, 1_000_000)
