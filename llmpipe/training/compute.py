@@ -147,7 +147,7 @@ def equip(model: nn.Module, *, device: str, dtype: str, checkpoint_activations: 
 
 def check_fp8(device: str) -> None:
     """Refuse fp8 where it cannot work, before anything starts."""
-    if device != "cuda" or torch.cuda.get_device_capability() < (8, 9):
+    if device != "cuda" or torch.cuda.get_device_capability() < (9, 0):
         here = torch.cuda.get_device_name() if device == "cuda" else "a CPU"
         raise UsageError(f"dtype: fp8 needs a GPU of NVIDIA's Hopper generation or later, this is {here}", hint="use bf16, or leave dtype at auto")
     try:

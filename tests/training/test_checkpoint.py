@@ -57,7 +57,7 @@ def test_a_broken_one_is_passed_over_and_said(tmp_path: Path, how: str, caplog: 
         load_latest(tmp_path, target)
 
 
-@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "optimizer.pt"])
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "optimizer.pt", "rng.pkl"])
 def test_pickles_are_refused_unread(tmp_path: Path, name: str) -> None:
     class Evil:
         def __reduce__(self):
