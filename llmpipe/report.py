@@ -22,7 +22,7 @@ SAMPLE_CHARS = 600
 def write_report(pipeline: Pipeline) -> str:
     """Write and return the report of every step that has a finished output."""
     steps = [(s.name, s.request.output, m) for s in pipeline.steps if (m := find_manifest(s.request.output)) is not None]
-    sections = [f"# {pipeline.name}\n", _funnel(steps), _training(steps), *_scores(steps), _samples(steps), _places(steps)]
+    sections = [f"# {pipeline.name}\n", _funnel(steps), _training(steps), _scaling(steps), *_scores(steps), _samples(steps), _places(steps)]
     report = "\n".join(s for s in sections if s)
     atomic_write(pipeline.run_dir / "report.md", report)
     return report
@@ -64,6 +64,28 @@ def _training(steps: list[tuple[str, Path, Manifest]]) -> str:
             facts = ", ".join(f"{k} {_number(v)}" for k, v in manifest.info.items() if isinstance(v, int | float) and not isinstance(v, bool))
             rows.append([name, facts, f"{sum(g.made.get('seconds', 0) for g in manifest.generations):,.0f} s"])
     return ("## Training\n\n" + markdown_table(("step", "figures", "time"), rows)) if rows else ""
+
+
+def _scaling(steps: list[tuple[str, Path, Manifest]]) -> str:
+    """Where a run trained at least three sizes: loss against compute, its fit, and the next size."""
+    from llmpipe.pretrain.scaling import ladder
+
+    found = ladder([{"name": name, **manifest.info} for name, _, manifest in steps if manifest.stage == "pretrain"])
+    if found is None:
+        return ""
+    law, metric = found["law"], found["metric"]
+    rows = [[r["name"], f"{r['parameters']:,}", f"{r['tokens']:,}", f"{r['flops']:.3g}", f"{r[metric]:.4f}", "" if law is None else f"{law.loss(r['flops']):.4f}"] for r in found["runs"]]
+    if law is None:
+        said = "The loss does not fall with compute as a power law does: train longer, or on more text."
+    else:
+        following = found["next"]
+        rows.append(["next", f"{following['parameters']:,}", "", f"{following['flops']:.3g}", "", f"{following[metric]:.4f}"])
+        said = f"L(C) = {law.floor:.3f} + {law.scale:.4g} C^-{law.exponent:.3f}, C in FLOPs; relative error of the fit {law.error:.2%}."
+        if len(found["runs"]) == 3:
+            said += " Three sizes determine the curve: nothing is left to judge it by."
+        if held := found["held_out"]:
+            said += f" From the smaller sizes alone the largest was predicted at {held['predicted']:.4f}; it reached {held['measured']:.4f}."
+    return f"## Scaling\n\n{said}\n\n" + markdown_table(("run", "parameters", "tokens", "FLOPs", metric, "fitted"), rows)
 
 
 def _scores(steps: list[tuple[str, Path, Manifest]]) -> list[str]:
