@@ -19,6 +19,7 @@ from llmpipe.training.metrics import read_metrics
 from tests.pretrain.runs import arguments, steady, wait_for
 from tests.warm import start, start_ranks
 
+ROOT = Path(__file__).parents[2]
 FEW = {"steps": 18, "checkpoint_every": 6, "sample_tokens": 4, "eval_every": 6}
 
 
@@ -79,9 +80,10 @@ def test_two_processes_publish_one_model_and_repeat_bit_by_bit(here: Path) -> No
 
 
 def test_torchrun_ends_all_when_one_is_killed_and_the_same_command_goes_on(here: Path, alone: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m", "llmpipe", *arguments("spun", **FEW)]
+    command = [ROOT / "scripts" / "gpu_run.sh", *arguments("spun", **FEW)[1:]]
+    environ = {**os.environ, "GPUS": "2", "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
     with open(here / "out.txt", "w") as out:
-        agent = subprocess.Popen(command, cwd=here, stdout=out, stderr=subprocess.STDOUT)
+        agent = subprocess.Popen(command, cwd=here, env=environ, stdout=out, stderr=subprocess.STDOUT)
     children: list[int] = []
     while agent.poll() is None and not (here / "spun" / "checkpoints" / "step-00000005").exists():
         time.sleep(0.01)
