@@ -28,7 +28,7 @@ from llmpipe.models.linear_loss import IGNORE, linear_cross_entropy
 from llmpipe.models.regularized_loss import regularized_cross_entropy
 from llmpipe.models.transformer import ModelConfig, Transformer
 from llmpipe.pretrain.curves import curves
-from llmpipe.pretrain.shape import Shape, shape_of, with_steps
+from llmpipe.pretrain.shape import MIN_BATCH_TOKENS, MIN_STEPS, Shape, shape_of, with_steps
 from llmpipe.pretrain.stage import Config
 from llmpipe.training.batches import Samples
 from llmpipe.training.compute import autocast, equip, free_memory, peak_flops, prepare
@@ -180,19 +180,38 @@ def fitting_micro_batch(config: Config, shape: Shape, split: TokenSplit) -> int:
 
 
 def _settle_steps(config: Config, shape: Shape, split: TokenSplit, work: Work, world: World) -> Shape:
-    """Turn `hours` into steps by timing a few, once; a resumed run reads what the first one found."""
+    """Turn `hours` into steps, and a batch that leaves enough of them, by timing a few, once; a resumed run reads what the first one found."""
     if shape.steps is not None:
         return shape
     path = work.output / "state" / "horizon.json"
     (known,) = world.first([float(path.is_file())])
     if not known:
-        seconds, _ = seconds_per_step(make_run(config, shape, split, work.output, world=world))
-        assert config.hours is not None
+        found, seconds, _ = shape_for_hours(config, shape, split, world=world)
         if world.leads:
-            write_json(path, {"hours": config.hours, "seconds_per_step": seconds, "steps": max(1, int(config.hours * 3600 / seconds))})
-            work.log.info("a step takes %.3g s, so %g hours are %s steps", seconds, config.hours, f"{read_json(path)['steps']:,}")
-    (steps,) = world.first([float(read_json(path)["steps"]) if world.leads else 0.0])
-    return with_steps(shape, int(steps))
+            write_json(path, {"hours": config.hours, "seconds_per_step": seconds, "steps": found.steps, "batch_size": found.batch_size})
+            work.log.info("a step takes %.3g s, so %g hours are %s steps", seconds, config.hours, f"{found.steps:,}")
+    stored = read_json(path) if world.leads else {"steps": 0, "batch_size": 0}
+    steps, batch_size = (int(v) for v in world.first([float(stored["steps"]), float(stored["batch_size"])]))
+    return with_steps(replace(shape, batch_size=batch_size, micro_batch=min(shape.micro_batch, batch_size // world.size)), steps)
+
+
+def shape_for_hours(config: Config, shape: Shape, split: TokenSplit, *, world: World = World()) -> tuple[Shape, float, float]:
+    """Return the shape that fills `hours` here, the seconds of its step and a first loss.
+
+    A batch that is left to us is halved, as for a number of tokens, where the time would hold fewer than 500 steps of it.
+    """
+    assert config.hours is not None
+    while True:
+        seconds, loss = seconds_per_step(make_run(config, shape, split, Path("/nonexistent"), world=world))
+        (seconds,) = world.first([seconds])  # all must come to the same end
+        steps = int(config.hours * 3600 / seconds)
+        halves = 0
+        while config.batch_tokens is None and steps << halves < MIN_STEPS and shape.tokens_per_step >> halves >= 2 * MIN_BATCH_TOKENS and (shape.batch_size >> halves) % (2 * world.size) == 0:
+            halves += 1
+        if not halves:
+            return with_steps(shape, steps), seconds, loss
+        size = shape.batch_size >> halves
+        shape = replace(shape, batch_size=size, micro_batch=min(shape.micro_batch, size // world.size))
 
 
 def seconds_per_step(run: Run) -> tuple[float, float]:

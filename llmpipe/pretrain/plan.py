@@ -14,8 +14,8 @@ import torch
 
 from llmpipe.data.tokens import TokenSplit
 from llmpipe.errors import UsageError
-from llmpipe.pretrain.job import empty_model, make_run, open_tokens, seconds_per_step
-from llmpipe.pretrain.shape import Shape, shape_of, with_steps
+from llmpipe.pretrain.job import empty_model, make_run, open_tokens, seconds_per_step, shape_for_hours
+from llmpipe.pretrain.shape import Shape, shape_of
 from llmpipe.pretrain.stage import DEFAULT_TOKENS_PER_PARAM, Config
 from llmpipe.training.compute import DEVICES, free_memory, known_device, peak_flops, prepare
 from llmpipe.training.parallel import blocks
@@ -33,12 +33,12 @@ def plan_run(config: Config, work: Work) -> dict[str, Any]:
     tokens = open_tokens(work)
     split = tokens.split("train")
     shape = shape_of(config, vocab_size=tokens.vocab_size)
-    memory = memory_bytes(config, shape)
-    seconds, loss = _probe(config, shape, split)
     if shape.steps is None:
-        assert config.hours is not None
-        shape = with_steps(shape, int(config.hours * 3600 / seconds))
+        shape, seconds, loss = shape_for_hours(replace(config, compile=config.compile and config.device == "cuda"), shape, split)
+    else:
+        seconds, loss = _probe(config, shape, split)
     assert shape.steps is not None
+    memory = memory_bytes(config, shape)
     seen = shape.steps * shape.tokens_per_step
     peak = peak_flops(config.device, config.dtype)
     speed = shape.tokens_per_step / seconds

@@ -216,6 +216,21 @@ def test_hours_become_steps_once_and_stay(here: Path, run: Callable) -> None:
     assert read_metrics(here / "timed" / "metrics.jsonl")[-1]["step"] == horizon["steps"]
 
 
+def test_a_short_time_takes_smaller_steps(monkeypatch: pytest.MonkeyPatch, tokens_root: Path) -> None:
+    from llmpipe.pretrain import job
+    from llmpipe.pretrain.shape import shape_of
+    from llmpipe.pretrain.stage import Config
+
+    monkeypatch.setattr(job, "make_run", lambda config, shape, *_, **__: shape)
+    monkeypatch.setattr(job, "seconds_per_step", lambda shape: (shape.tokens_per_step / 10_000, 8.3))
+    for hours, batch, steps in ((0.1, 8192, 439), (0.3, 16384, 659), (3.0, 32768, 3295)):
+        config = Config(depth=4, hours=hours)
+        found, seconds, _ = job.shape_for_hours(config, shape_of(config, vocab_size=4096), TokensDir(tokens_root / "tokens").split("train"))
+        assert (found.tokens_per_step, found.steps) == (batch, steps) and found.micro_batch <= found.batch_size and seconds * steps <= hours * 3600
+    given = Config(depth=4, hours=0.1, batch_tokens=32768)
+    assert job.shape_for_hours(given, shape_of(given, vocab_size=4096), TokensDir(tokens_root / "tokens").split("train"))[0].tokens_per_step == 32768
+
+
 def test_adamw_cosine_and_bf16_learn_too(here: Path, run: Callable) -> None:
     done = run(*arguments("other", optimizer="adamw", schedule__kind="cosine", dtype="bf16"))
     assert done.returncode == 0, done.stderr
