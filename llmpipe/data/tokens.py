@@ -149,12 +149,15 @@ class TokensDirs(TokensDir):
     def lineage(self, start: int, length: int) -> list[dict[str, Any]]:
         """Say which documents a window holds: each `id`, `source`, `language`, `shard`, and `start` and `stop` in the window."""
         out: list[dict[str, Any]] = []
+        tables: dict[str, pa.Table] = {}
         done, span = 0, int(np.searchsorted(self._end, start, side="right"))
         while done < length:
             inside = start + done - (int(self._end[span - 1]) if span else 0)
             at, take = int(self._offset[span]) + inside, min(length - done, int(self._end[span]) - start - done)
             name = self.shards[self._shard[span]]
-            rows = read_documents(self.path, name)
+            if name not in tables:
+                tables = {name: read_documents(self.path, name)}
+            rows = tables[name]
             offsets = rows["offset"].to_numpy()
             first, last = np.searchsorted(offsets, at, side="right") - 1, np.searchsorted(offsets, at + take, side="left")
             for row in rows.slice(int(first), int(last - first)).to_pylist():

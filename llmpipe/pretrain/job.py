@@ -148,8 +148,13 @@ def empty_model(config: Config, shape: Shape) -> Transformer:
 
 def _settle_micro_batch(config: Config, shape: Shape, split: TokenSplit, work: Work, world: World) -> Shape:
     """Limit the micro-batch to what a process has of a step; with `auto` find the largest that fits, by trying."""
+    from llmpipe.pretrain.plan import memory_bytes
+
     shape = replace(shape, micro_batch=min(shape.micro_batch, shape.batch_size // world.size))
     if config.micro_batch != "auto":
+        needed, free = memory_bytes(config, shape)["all"], free_memory(config.device)
+        if world.size == 1 and free and needed > free:
+            work.log.warning("this takes about %.1f GB and %.1f GB are free: try --set micro_batch=%d, or auto", needed / 1e9, free / 1e9, max(1, shape.micro_batch // 2))
         return shape
     if world.size > 1:
         raise UsageError("micro_batch: auto tries sizes until memory runs out, which several processes cannot do together", hint="try it with one process, then give the number")

@@ -149,7 +149,9 @@ def train(run: Run) -> State:
                     with clock.checkpoint():
                         saver.save(step=state.step, tensors=tensors, state=asdict(state))
                     _leave(run, state, wishes, saver)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):  # in an optimizer or an evaluation; `step` says its own
+            raise out_of_memory(run, state.step + 1) from error
         if run.world.size > 1 and is_lost_peer(error):
             raise LlmpipeError(f"another process of this run has ended ({str(error).splitlines()[0][:200]})", hint="its own message says why; the same command goes on from the last checkpoint") from error
         raise

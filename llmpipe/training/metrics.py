@@ -8,6 +8,7 @@ The same lines go to TensorBoard and Weights & Biases where a config asks for th
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import math
@@ -108,7 +109,8 @@ def _tensorboard(folder: Path, title: str) -> Sink:
 def _wandb(folder: Path, title: str) -> Sink:
     import wandb
 
-    run = wandb.init(project="llmpipe", name=title, id=title, resume="allow", dir=str(folder))
+    number = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]  # the same directory goes on with the same run
+    run = wandb.init(project="llmpipe", name=title, id=f"{title}-{number}", resume="allow", dir=str(folder))
     return lambda record: run.log(dict(flat(record)), step=record["step"])
 
 

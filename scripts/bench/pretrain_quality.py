@@ -175,4 +175,5 @@ def nanogpt(tokens: Path, *, budget: float, threads: int, peak: float) -> dict[s
 
 
 if __name__ == "__main__":
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as llmpipe sets it: threads that spin would eat the budget on a busy machine
     main()

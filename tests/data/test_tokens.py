@@ -74,6 +74,12 @@ def test_megatron_reader_windows_and_documents_agree(tokens_dir: Path) -> None:
             assert d.ids[-1] == tokens.eos_id and tokenizer.decode(d.ids[:-1].tolist()) == texts[d.id]["text"]
             assert (d.num_bytes, d.language, d.source) == (len(texts[d.id]["text"].encode()), texts[d.id]["language"], "test")
             assert tokens.token_bytes()[d.ids].sum() == d.num_bytes
+        for start, length in ((0, len(split)), (13, 700), (len(split) - 5, 5)):  # a window's documents, cut where it cuts them
+            parts, ends = split.lineage(start, length), np.cumsum([len(d.ids) for d in documents])
+            assert [p["start"] for p in parts] == [0, *(p["stop"] for p in parts[:-1])] and parts[-1]["stop"] == length
+            for p in parts:
+                d = documents[int(np.searchsorted(ends, start + p["start"], side="right"))]
+                assert (p["id"], p["source"], p["language"]) == (d.id, d.source, d.language) and p["shard"] in split.shards
         seen += [d.id for d in documents]
     assert len(tokens.split("train").shards) > 1 and len(tokens.split("valid")) > 0
     assert sorted(seen) == sorted(texts)
