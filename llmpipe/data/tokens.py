@@ -99,7 +99,8 @@ class TokensDir:
 
     def split(self, name: Split) -> TokenSplit:
         names = sorted(s.name.removesuffix(".bin") for s in self.manifest.shards if s.name.startswith(f"{name}-") and s.name.endswith(".bin"))
-        return TokenSplit(self.path, names, _read_tombstones(self.path, self.manifest), eos_id=self.eos_id)
+        dead = _read_tombstones(self.path, self.manifest)
+        return TokenSplit([ShardFile(self.path, n, _open_shard(self.path, n), dead.get(n, {})) for n in names], path=self.path, eos_id=self.eos_id)
 
     def token_bytes(self) -> np.ndarray:
         """Bytes of UTF-8 that each id stands for (int64, V); special tokens are 0. WordPiece's do not hold the spaces that it drops."""
@@ -118,14 +119,64 @@ class TokensDir:
 class TokensDirs(TokensDir):
     """Several directories of token shards that one tokenizer made, read as one."""
 
-    def __init__(self, path: Path, shards: Sequence[str], tombstones: dict[str, dict[int, int]], *, eos_id: int | None = None) -> None:
-        self.path, self.shards, self.eos_id = path, list(shards), eos_id
-        self._dead = tombstones
-        self._data = [_open_shard(path, name) for name in self.shards]
-        spans = [span for number, name in enumerate(self.shards) for span in self._live_spans(number, name)]
-        self._shard = np.array([s for s, _, _ in spans], dtype=np.int64)
-        self._offset = np.array([o for _, o, _ in spans], dtype=np.int64)
-        self._end = np.cumsum([n for _, _, n in spans], dtype=np.int64)
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.parts = [TokensDir(path) for path in paths]
+        super().__init__(paths[0])
+        first = _tokenizer_facts(self.parts[0])
+        for part in self.parts[1:]:
+            if _tokenizer_facts(part) != first:
+                raise InputError(f"{part.path} was made with another tokenizer than {self.path}", hint="tokenize both with one: llmpipe tokenize --input DOCS --tokenizer DIR --output TOKENS")
+
+    def split(self, name: Split) -> TokenSplit:
+        return TokenSplit([file for part in self.parts for file in part.split(name).files], path=self.path, eos_id=self.eos_id)
+
+
+def open_tokens(paths: Sequence[Path]) -> TokensDir:
+    """Open one directory or several of one tokenizer. Raises `InputError` where their tokenizers differ."""
+    return TokensDir(paths[0]) if len(paths) == 1 else TokensDirs(paths)
+
+
+def _tokenizer_facts(tokens: TokensDir) -> tuple[str, int, int]:
+    return sha256_file(tokens.tokenizer / "tokenizer.json"), tokens.vocab_size, tokens.eos_id
+
+
+def _count_bytes(model: dict[str, Any]) -> Callable[[str], int]:
+    """Say how a kind of tokenizer writes bytes in its vocabulary."""
+    if model["type"] == "BPE" and not model.get("byte_fallback"):
+        return len  # the byte-level alphabet writes each byte as one character
+    prefix = model.get("continuing_subword_prefix") or ""
+    return lambda token: 1 if re.fullmatch("<0x[0-9A-F]{2}>", token) else len(token.removeprefix(prefix).encode())
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFile:
+    """One shard, mapped into memory."""
+
+    path: Path
+    """Of its directory."""
+    name: str
+    data: np.ndarray
+    dead: dict[int, int]
+    """Offset and length of documents that tombstones took."""
+
+
+By = Literal["input", "source", "language"]
+
+
+class TokenSplit:
+    """The live tokens of one split, as one sequence in order of directories, shards and documents.
+
+    `spans` (N, 3: shard, offset, length) leaves out parts of the shards; None: what tombstones take. Memory: 24 bytes a span.
+    """
+
+    def __init__(self, files: Sequence[ShardFile], *, path: Path, spans: np.ndarray | None = None, eos_id: int | None = None) -> None:
+        self.path, self.files, self.eos_id = path, list(files), eos_id
+        self.shards = [file.name for file in files]
+        if spans is None:
+            spans = np.array([(n, *span) for n, file in enumerate(self.files) for span in _live_spans(file)], dtype=np.int64).reshape(-1, 3)
+        self.spans = spans
+        self._shard, self._offset = spans[:, 0], spans[:, 1]
+        self._end = np.cumsum(spans[:, 2])
 
     def __len__(self) -> int:
         """Number of tokens."""
@@ -149,21 +200,22 @@ class TokensDirs(TokensDir):
     def lineage(self, start: int, length: int) -> list[dict[str, Any]]:
         """Say which documents a window holds: each `id`, `source`, `language`, `shard`, and `start` and `stop` in the window."""
         out: list[dict[str, Any]] = []
-        tables: dict[str, pa.Table] = {}
+        tables: dict[int, pa.Table] = {}
         done, span = 0, int(np.searchsorted(self._end, start, side="right"))
         while done < length:
             inside = start + done - (int(self._end[span - 1]) if span else 0)
             at, take = int(self._offset[span]) + inside, min(length - done, int(self._end[span]) - start - done)
-            name = self.shards[self._shard[span]]
-            if name not in tables:
-                tables = {name: read_documents(self.path, name)}
-            rows = tables[name]
+            number = int(self._shard[span])
+            file = self.files[number]
+            if number not in tables:
+                tables = {number: read_documents(file.path, file.name)}
+            rows = tables[number]
             offsets = rows["offset"].to_numpy()
             first, last = np.searchsorted(offsets, at, side="right") - 1, np.searchsorted(offsets, at + take, side="left")
             for row in rows.slice(int(first), int(last - first)).to_pylist():
                 begin, end = max(row["offset"], at), min(row["offset"] + row["length"], at + take)
                 if begin < end:
-                    out.append({"id": row["id"], "source": row["source"], "language": row["language"], "shard": name, "start": done + begin - at, "stop": done + end - at})
+                    out.append({"id": row["id"], "source": row["source"], "language": row["language"], "shard": file.name, "start": done + begin - at, "stop": done + end - at})
             done, span = done + take, span + 1
         return out
 
@@ -189,7 +241,7 @@ class TokensDirs(TokensDir):
         for number, file in enumerate(self.files):
             for name, found in ((inputs[file.path], self.spans[self._shard == number][:, 1:]),) if what == "input" else _spans_by(file, what):
                 spans.setdefault(name, []).append(np.column_stack([np.full(len(found), number), found]))
-        return {name: TokenSplit(self.files, path=self.path, spans=np.concatenate(spans[name])) for name in sorted(spans)}
+        return {name: TokenSplit(self.files, path=self.path, spans=np.concatenate(spans[name]), eos_id=self.eos_id) for name in sorted(spans)}
 
     def max_id(self) -> int:
         """Find the largest id, over all shards (dead spans too)."""

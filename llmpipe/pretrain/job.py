@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from llmpipe.data import tokens as tokens_module
 from llmpipe.data.files import atomic_write, read_json, write_json
 from llmpipe.data.tokens import TokensDir, TokenSplit
-from llmpipe.errors import InputError
+from llmpipe.errors import InputError, UsageError
 from llmpipe.models.hf import save_model
 from llmpipe.models.linear_loss import IGNORE, linear_cross_entropy
 from llmpipe.models.regularized_loss import regularized_cross_entropy
@@ -30,7 +31,7 @@ from llmpipe.models.transformer import ModelConfig, Transformer
 from llmpipe.pretrain.curves import curves
 from llmpipe.pretrain.shape import MIN_BATCH_TOKENS, MIN_STEPS, Shape, shape_of, with_steps
 from llmpipe.pretrain.stage import Config
-from llmpipe.training.batches import Samples
+from llmpipe.training.batches import make_samples
 from llmpipe.training.compute import autocast, equip, free_memory, peak_flops, prepare
 from llmpipe.training.loop import OutOfMemory, Run, State, step, train
 from llmpipe.training.metrics import read_metrics, trackers
@@ -69,6 +70,8 @@ def pretrain(config: Config, work: Work) -> Counts:
     sinks = partial(trackers, config.track, work.output, title=work.output.name)
     run = replace(run, evaluate=evaluate, sample=make_sample(config, run.model, tokens, work.output, world), progress=work.progress.update, sinks=sinks)
     final = train(run)
+    if sources := run.samples.counts(shape.steps * shape.batch_size):
+        work.info.update(samples_by_source=sources, epochs_by_source={k: round(v, 4) for k, v in run.samples.epochs(shape.steps * shape.batch_size).items()})
     _write(config, shape, work, run.model, tokens, final, world)
     return Counts(read=shape.steps * shape.batch_size, kept=shape.steps * shape.batch_size, extra={"tokens": shape.steps * shape.tokens_per_step})
 
@@ -97,7 +100,7 @@ def make_run(config: Config, shape: Shape, split: TokenSplit, output: Path, *, w
     return Run(
         model=model,
         optimizers=make_optimizers(model, config.optim, name=config.optimizer, lr=config.lr or default_lr(config.optimizer, shape.num_params), dtype=config.dtype),
-        samples=Samples(split, window=objective.window(shape.seq_len), seed=config.seed),
+        samples=make_samples(split, config.mixture, window=objective.window(shape.seq_len), seed=config.seed, num_samples=steps * shape.batch_size),
         objective=objective,
         steps=steps,
         batch_size=shape.batch_size,

@@ -17,6 +17,7 @@ from llmpipe.errors import UsageError
 from llmpipe.pretrain.job import empty_model, make_run, open_tokens, seconds_per_step, shape_for_hours
 from llmpipe.pretrain.shape import Shape, shape_of
 from llmpipe.pretrain.stage import DEFAULT_TOKENS_PER_PARAM, Config
+from llmpipe.training.batches import make_samples
 from llmpipe.training.compute import DEVICES, free_memory, known_device, peak_flops, prepare
 from llmpipe.training.parallel import blocks
 from llmpipe.work import Work
@@ -43,7 +44,11 @@ def plan_run(config: Config, work: Work) -> dict[str, Any]:
     peak = peak_flops(config.device, config.dtype)
     speed = shape.tokens_per_step / seconds
     free = free_memory(config.device)
+    samples = make_samples(split, config.mixture, window=shape.seq_len + 1, seed=config.seed, num_samples=shape.steps * shape.batch_size)
+    counts = samples.counts(shape.steps * shape.batch_size)
+    mixed = {"mixture": {n: {"tokens": c * shape.seq_len, "epochs": round(e, 2)} for (n, c), e in zip(counts.items(), samples.epochs(shape.steps * shape.batch_size).values(), strict=True)}} if counts else {}
     return {
+        **mixed,
         "parameters": parameters_by_group(config, shape),
         "model": {"num_layers": shape.num_layers, "dim": shape.dim, "num_heads": shape.num_heads, "num_kv_heads": shape.num_kv_heads, "ffn_dim": shape.ffn_dim, "seq_len": shape.seq_len},
         "steps": shape.steps,

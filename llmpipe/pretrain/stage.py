@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from llmpipe.config import cosmetic
-from llmpipe.training.settings import CostConfig, LossConfig, OptimizerConfig, ScheduleConfig
+from llmpipe.training.settings import CostConfig, LossConfig, MixtureConfig, OptimizerConfig, ScheduleConfig
 from llmpipe.work import Counts, Work
 
 HORIZONS = ("steps", "tokens", "tokens_per_param", "hours")

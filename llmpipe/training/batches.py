@@ -79,6 +79,10 @@ class Samples:
     def windows(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:
         return np.stack([self.split.window(start, self.window) for start in self.starts(numbers).tolist()])
 
+    def locate(self, k: int) -> tuple[Samples, int]:
+        """Say whose sample k is, and where it begins in that one's split."""
+        return self, self.start(k)
+
     def counts(self, num_samples: int) -> dict[str, int]:
         """How many of the first samples each source has; here there is none to tell apart."""
         return {}
@@ -98,6 +102,11 @@ class MixedSamples:
         for s in np.unique(which).tolist():
             out[which == s] = self.sources[s].windows(index[which == s])
         return out
+
+    def locate(self, k: int) -> tuple[Samples, int]:
+        """Say whose sample k is, and where it begins in that one's split."""
+        (which,), (index,) = deal(np.array([k], dtype=np.int64), self.quotas, seed=self.seed)
+        return self.sources[which].locate(int(index))
 
     def counts(self, num_samples: int) -> dict[str, int]:
         """How many of the first samples each source has."""

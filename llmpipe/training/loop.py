@@ -28,7 +28,7 @@ from llmpipe.data.files import write_json
 from llmpipe.errors import LlmpipeError, Terminated
 from llmpipe.log import log
 from llmpipe.training import checkpoint
-from llmpipe.training.batches import Samples, step_samples
+from llmpipe.training.batches import MixedSamples, Samples, step_samples
 from llmpipe.training.compute import autocast, is_out_of_memory
 from llmpipe.training.metrics import Metrics, Sink
 from llmpipe.training.objectives import Batch, CausalLM
@@ -280,8 +280,8 @@ def _dump_batch(run: Run, bad: State, what: str) -> Path:
     if run.world.leads:
         samples = []
         for number in step_samples(step=bad.batch - 1, batch_size=run.batch_size):
-            start = run.samples.start(number)
-            samples.append({"sample": number, "start": start, "ids": run.samples.windows([number])[0].tolist(), "documents": run.samples.split.lineage(start, run.samples.window)})
+            source, start = run.samples.locate(number)
+            samples.append({"sample": number, "start": start, "ids": run.samples.windows([number])[0].tolist(), "documents": source.split.lineage(start, source.window)})
         write_json(path, {"why": what, "step": bad.step, "batch": bad.batch - 1, "samples": samples})
     return path
 
@@ -321,7 +321,7 @@ def _report(run: Run, state: State, metrics: Metrics | None, clock: _Clock) -> N
         "tokens_per_s": round(speed, 1) if speed else None,
         "mfu": round(speed * run.flops_per_token / run.peak_flops / run.world.size, 4) if speed and run.peak_flops else None,
     }
-    if sources := run.samples.counts(state.step * run.batch_size):
+    if sources := run.samples.counts(state.batch * run.batch_size):
         record["samples_by_source"] = sources
     if _eval_due(run, state.step) and run.evaluate is not None:
         with clock.pause():

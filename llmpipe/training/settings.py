@@ -76,3 +76,28 @@ class CostConfig:
     """Grams of CO2 a kWh of your grid; null: no CO2. About 30 in Norway, 60 in France, 370 in the USA, 560 in China."""
     overhead: float = 1.2
     """Power of the whole site for one watt of the device (PUE)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixtureConfig:
+    by: Literal["input", "source", "language"] = "input"
+    """What tells sources apart: the directories given as --input (by their names), or what their documents say in `source`
+    or `language` (zh of zh-Hant; `unknown` where nothing is said)."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """Share of the tokens that each source gets, in any unit; 0 leaves one out. Empty: by size and temperature."""
+    temperature: float = 1.0
+    """Without weights: a source gets tokens ** (1 / temperature). 1: as they are; 3.3 raises small ones as mT5 does; 1000: all alike."""
+    max_epochs: dict[str, float] = field(default_factory=dict)
+    """How often a source may be seen over the whole run, to within a few samples; what that frees goes to the others."""
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature {self.temperature} is not above 0")
+        for name, weight in self.weights.items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"weights.{name} {weight} is not a number from 0 up")
+        for name, cap in self.max_epochs.items():
+            if not cap > 0:
+                raise ValueError(f"max_epochs.{name} {cap} is not above 0; weights can leave a source out")
+        if self.weights and self.temperature != 1.0:
+            raise ValueError("weights and temperature: give one of them")

@@ -14,14 +14,14 @@ from llmpipe.pretrain.stage import Config
 FOLDER = Path(__file__).parents[2] / "configs" / "pretrain"
 
 
-@pytest.mark.parametrize(("name", "vocab_size", "millions", "steps"), [("cpu_small", 4096, 4.3, 400), ("one_gpu", 32768, 110.1, 4201), ("multi_gpu", 32768, 337.2, 12863)])
+@pytest.mark.parametrize(("name", "vocab_size", "millions", "steps"), [("cpu_small", 4096, 4.3, 400), ("mixture", 4096, 4.3, 400), ("one_gpu", 32768, 110.1, 4201), ("multi_gpu", 32768, 337.2, 12863)])
 def test_shipped_configs(name: str, vocab_size: int, millions: float, steps: int) -> None:
     shape = shape_of(load(Config, stage="pretrain", file=FOLDER / f"{name}.yaml"), vocab_size=vocab_size)
     assert round(shape.num_params / 1e6, 1) == millions and shape.steps == steps
 
 
 def test_every_shipped_config_is_tested() -> None:
-    assert {p.stem for p in FOLDER.glob("*.yaml")} == {"cpu_small", "one_gpu", "multi_gpu"}
+    assert {p.stem for p in FOLDER.glob("*.yaml")} == {"cpu_small", "mixture", "one_gpu", "multi_gpu"}
 
 
 def test_defaults_by_size() -> None:

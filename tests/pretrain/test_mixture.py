@@ -13,7 +13,7 @@ from pathlib import Path
 from llmpipe.data.manifest import read_manifest
 from llmpipe.training.metrics import read_metrics
 from tests.material import bilingual_rows
-from tests.pretrain.test_pretrain import SETS, steady
+from tests.pretrain.runs import SETS, steady
 
 MIXTURE = "mixture={weights: {en: 3, zh: 1}, max_epochs: {zh: 40}}"
 

@@ -94,6 +94,9 @@ def test_a_mixed_run_is_the_same_however_it_is_cut_and_keeps_its_caps() -> None:
     chinese = whole[whole[:, 0] >= 1_000_000]
     assert samples.counts(1_000) == {"en": 1_000 - len(chinese), "zh": len(chinese)}
     assert abs(samples.epochs(1_000)["zh"] - 2) < 0.03
+    for number in (0, 1, 500, 999):
+        source, start = samples.locate(number)
+        assert np.array_equal(source.split.window(start, 17), whole[number])
     # a source's samples are those that it would give alone, each window once an epoch
     per_epoch = Samples(EN_ZH.parts["zh"], window=17, seed=5, name="zh").per_epoch
     assert len(np.unique(chinese[:per_epoch], axis=0)) == per_epoch
