@@ -3,7 +3,8 @@
     C4().rewrite(stats)   ->   {number of the document: its text without the dropped lines}
 
 A line is dropped when it has fewer than 3 words, does not end in terminal punctuation, holds a word of more than 1,000
-characters, or speaks of JavaScript, cookies or terms of use. Citation marks like [3] or [edit] go.
+characters, or speaks of JavaScript, cookies or terms of use. Citation marks like [3] or [edit] go. A page goes when a line
+that is left holds a brace or lorem ipsum, or when fewer than 5 sentences are left.
 """
 
 from __future__ import annotations
@@ -41,20 +42,20 @@ class C4:
 
     def sentences(self, stats: Stats) -> np.ndarray:
         """(D,) sentences in the lines that `rewrite` keeps."""
-        docs = stats.block.line_docs[~stats.block.line_blank]
-        return stats.block.per_doc(docs, (stats.line_sentences * self._kept_lines(stats)).astype(float))
+        kept, _ = self._lines(stats)
+        return stats.block.per_doc(stats.line_spans[2], (stats.line_sentences * kept).astype(float))
 
-    def banned_pages(self, stats: Stats) -> dict[str, np.ndarray]:
-        """(D,) how often each ban occurs in a document."""
-        return {"lorem_ipsum": _count(stats, ("lorem ipsum",)), "curly_bracket": _count(stats, ("{",))}
+    def banned(self, stats: Stats, name: str) -> np.ndarray:
+        """(D,) how often `lorem_ipsum` or `curly_bracket` occurs in lines that were not dropped before it is looked for."""
+        return self._lines(stats)[1][name]
 
     def rewrite(self, stats: Stats) -> dict[int, str]:
         """Return the new texts of the documents that change, by number."""
-        kept = self._kept_lines(stats)
-        docs = stats.block.line_docs[~stats.block.line_blank]
+        kept, _ = self._lines(stats)
+        docs = stats.line_spans[2]
         dropped = stats.block.per_doc(docs, (~kept).astype(float))
         blank = stats.block.per_doc(stats.block.line_docs, stats.block.line_blank.astype(float))
-        starts, ends = (a[~stats.block.line_blank] for a in stats.block.line_spans)
+        starts, ends, _ = stats.line_spans
         origin = stats.block.doc_ends - stats.block.num_chars - 1
         bounds = np.searchsorted(docs, np.arange(stats.block.num_docs + 1))
         out = {}
@@ -69,31 +70,56 @@ class C4:
                     out[i] = new
         return out
 
-    def _kept_lines(self, stats: Stats) -> np.ndarray:
-        """(lines that are not blank,) bool."""
+    def _lines(self, stats: Stats) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """(lines that are not blank,) bool: kept; and the bans by document. In the order of C4's own code, since a line that is gone bans nothing."""
+        cached = stats.cache.get(self)
+        if cached is None:
+            cached = stats.cache[self] = self._look_at_lines(stats)
+        return cached
+
+    def _look_at_lines(self, stats: Stats) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         block = stats.block
-        solid = ~block.line_blank
-        starts, ends = (a[solid] for a in block.line_spans)
+        starts, ends, docs = stats.line_spans
         kept = np.ones(len(starts), bool)
+        none = np.zeros(block.num_docs)
         if not len(starts):
-            return kept
-        if self.min_words_per_line is not None:
-            words = np.add.reduceat(stats.word_weights, block.line_first_tokens[:-1][solid])
-            kept &= words >= self.min_words_per_line
+            return kept, {"lorem_ipsum": none, "curly_bracket": none}
+
+        def lines_of(positions: np.ndarray) -> np.ndarray:
+            return np.searchsorted(starts, positions, side="right") - 1
+
+        def bans(phrase: str) -> np.ndarray:
+            lines = lines_of(_find(stats, (phrase,)))
+            return block.per_doc(docs[lines[kept[lines]]]).astype(float)
+
         if self.max_word_chars is not None:
-            long = block.token_starts[block.token_lengths > self.max_word_chars]
-            kept[np.searchsorted(starts, long, side="right") - 1] = False
+            words = stats.space_words
+            last = np.append(words[1:], len(block.code_points))
+            long = words[last - words > self.max_word_chars]  # the white space after it counts here; looked at again below
+            for at in long.tolist():
+                line = int(lines_of(np.array([at]))[0])
+                if stats.unspaced[docs[line]]:
+                    inside = slice(*np.searchsorted(block.token_starts, (at, ends[line])))
+                    if block.token_lengths[inside].max(initial=0) > self.max_word_chars:
+                        kept[line] = False
+                elif len(block.text_of(at, int(ends[line])).split(None, 1)[0]) > self.max_word_chars:
+                    kept[line] = False
         if self.terminal_punctuation:
             last = block.code_points[ends - 1].copy()
             if self.citations:  # what stands before the marks counts
                 for k in np.flatnonzero(last == ord("]")).tolist():
-                    line = _CITATION.sub("", "".join(map(chr, block.code_points[starts[k] : ends[k]].tolist()))).rstrip()
+                    line = _CITATION.sub("", block.text_of(int(starts[k]), int(ends[k]))).rstrip()
                     last[k] = ord(line[-1]) if line else 0
             kept &= ((block.tables.flags.take(last, mode="clip") & C4_TERMINAL) != 0) & ~stats.lines_ending_in_dots
-        phrases = (("javascript",) if self.javascript else ()) + (POLICIES if self.policies else ())
-        if phrases:
-            kept[np.searchsorted(starts, _find(stats, phrases), side="right") - 1] = False
-        return kept
+        if self.min_words_per_line is not None:
+            kept &= stats.line_words >= self.min_words_per_line
+        lorem = bans("lorem ipsum")
+        if self.javascript:
+            kept[lines_of(_find(stats, ("javascript",)))] = False
+        curly = bans("{")
+        if self.policies:
+            kept[lines_of(_find(stats, POLICIES))] = False
+        return kept, {"lorem_ipsum": lorem, "curly_bracket": curly}
 
 
 def _find(stats: Stats, phrases: tuple[str, ...]) -> np.ndarray:
@@ -106,8 +132,3 @@ def _find(stats: Stats, phrases: tuple[str, ...]) -> np.ndarray:
             found.append(at)
             at = lower.find(phrase, at + len(phrase))
     return np.array(sorted(found), np.int64)
-
-
-def _count(stats: Stats, phrases: tuple[str, ...]) -> np.ndarray:
-    docs = np.searchsorted(stats.block.doc_ends, _find(stats, phrases), side="right")
-    return stats.block.per_doc(docs).astype(float)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from llmpipe.clean.rules import CHINESE_STOP_WORDS, C4Filter, FineWebQuality, GopherQuality, GopherRepetition
+from llmpipe.clean.rules import CHINESE_STOP_WORDS, C4Filter, C4Paragraphs, FineWebQuality, GopherQuality, GopherRepetition, LineFilter
 
 Variants = dict[str, list[Any]]
 
@@ -42,8 +42,20 @@ def gopher() -> Variants:
 
 
 def c4() -> Variants:
-    """C4's rules with terminal punctuation, for languages with spaces (FineWeb-2 applies none of them to Chinese)."""
+    """C4's rules with terminal punctuation: lines of 3 words, pages of 5 sentences; languages with spaces alone."""
     return {"en": [C4Filter()], "zh": [], "words": [C4Filter()], "characters": []}
+
+
+def c4_paper() -> Variants:
+    """The same with lines of 5 words and pages of 3 sentences, as in the later text of C4's paper and in DCLM."""
+    lines = C4Filter(min_words_per_line=5, min_sentences=3)
+    return {"en": [lines], "zh": [], "words": [lines], "characters": []}
+
+
+def mc4() -> Variants:
+    """mC4: at least three lines of 200 characters; of 80 in scripts without spaces, which say as much in them (mC4 asked 200 of all)."""
+    long, dense = C4Paragraphs(), C4Paragraphs(min_chars=80)
+    return {"en": [long], "zh": [dense], "words": [long], "characters": [dense]}
 
 
 def fineweb() -> Variants:
@@ -62,4 +74,25 @@ def fineweb2_zh() -> Variants:
     return {"en": [], "zh": [_ZH_REPETITION, _ZH_QUALITY, _ZH_LINES], "words": [], "characters": []}
 
 
-PRESETS: dict[str, Callable[[], Variants]] = {"gopher": gopher, "c4": c4, "fineweb": fineweb, "fineweb2-zh": fineweb2_zh}
+def refinedweb() -> Variants:
+    """RefinedWeb: Gopher's rules, then corrections of lines; a page that loses 5 % of its words to them goes."""
+    lines = LineFilter()
+    return {name: [*filters, lines] for name, filters in gopher().items()}
+
+
+def dclm() -> Variants:
+    """DCLM-Baseline's heuristics: as refinedweb, with its bullets, and stop words counted each time. The classifier is apart."""
+    quality = GopherQuality(bullets="●•*-", distinct_stop_words=False)
+    return {**refinedweb(), "en": [quality, GopherRepetition(), LineFilter()]}
+
+
+PRESETS: dict[str, Callable[[], Variants]] = {
+    "gopher": gopher,
+    "c4": c4,
+    "c4-paper": c4_paper,
+    "mc4": mc4,
+    "fineweb": fineweb,
+    "fineweb2-zh": fineweb2_zh,
+    "refinedweb": refinedweb,
+    "dclm": dclm,
+}

@@ -4,19 +4,24 @@
     stats.num_words, stats.dup_line_frac, stats.top_gram(2), …      # (D,) float64 each, computed when first asked for
 
 "Words" of scripts without spaces are estimated as characters / 1.6 (Han characters per word), so that thresholds published
-for segmented Chinese hold without a segmenter; n-grams of words become n-grams of 1.6 n characters there.
+for segmented Chinese hold without a segmenter; n-grams of words become n-grams of 1.6 n characters there. Given equal
+tokens, every value equals datatrove's but where docs/cleaning.md says why not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from llmpipe.clean.language import CHARS_PER_WORD, profile
-from llmpipe.text.block import Block, Rolling, by_doc, group_equal
-from llmpipe.text.characters import ALPHA, BULLET, ELLIPSIS, SENTENCE, SINGLE, TERMINAL, WORD
+from llmpipe.text.block import NEWLINE, Block, HashSet, Rolling, by_doc, group_equal, hash_spans
+from llmpipe.text.characters import ALPHA, CLOSING, DIGIT, ELLIPSIS, SENTENCE, SINGLE, SPACE, TERMINAL, UPPER, WORD, fmix64
+
+MAX_WALKS = 6
+"""Repeated n-grams are counted by refinement; text that needs more rounds (one word a thousand times) is walked through."""
 
 
 class Stats:
@@ -26,6 +31,17 @@ class Stats:
         self.block, self.languages = block, list(languages)
         self.profiles = [profile(code) for code in languages]
         self.unspaced = np.array([p in ("zh", "characters") for p in self.profiles], bool)  # (D,)
+        self.cache: dict[Any, Any] = {}  # what filters keep between their checks and their rewriting
+
+    def get(self, statistic: str, owner: Any = None) -> np.ndarray:
+        """(D,) a statistic by the name that the values table has for it. `owner` is the filter that asks: some depend on its settings."""
+        if (own := getattr(owner, "MEASURES", {}).get(statistic)) is not None:
+            return own(owner, self)
+        kind, _, rest = statistic.partition("_")
+        if kind in ("top", "dup") and rest.endswith("_gram"):
+            n = int(rest.removesuffix("_gram"))
+            return self.top_gram(n) if kind == "top" else self.dup_gram(n)
+        return getattr(self, statistic)
 
     # --- words ---
 
@@ -47,8 +63,7 @@ class Stats:
     def lower(self) -> str:
         """The block's documents in lower case, position by position as in the block."""
         joined = "\n".join(self.block.texts) + "\n"
-        lower = joined.lower()
-        return lower if len(lower) == len(joined) else "".join(c if len(c.lower()) != 1 else c.lower() for c in joined)  # İ becomes two
+        return joined.replace("\u0130", "i").lower()  # İ alone becomes two code points
 
     @cached_property
     def lines_ending_in_dots(self) -> np.ndarray:
@@ -59,6 +74,10 @@ class Stats:
     def _is_word(self) -> np.ndarray:
         kinds = self.block.token_kinds
         return (kinds == WORD) | (kinds == SINGLE)
+
+    @property
+    def num_docs(self) -> int:
+        return self.block.num_docs
 
     @cached_property
     def num_chars(self) -> np.ndarray:
@@ -111,15 +130,14 @@ class Stats:
         first = self.block.code_points[self.block.token_starts]
         return np.flatnonzero((first == ord(".")) & (self.block.token_lengths >= 3))
 
-    def stop_words(self, words: Sequence[str]) -> np.ndarray:
-        """How many different ones of `words` a document holds, as they are spelled."""
+    def stop_words(self, words: Sequence[str], *, distinct: bool = True) -> np.ndarray:
+        """How many different ones of `words` a document holds, as they are spelled; not `distinct`: every occurrence counts."""
         hashes = Block(words).raw_token_hashes
         if len(hashes) != len(words):
             raise ValueError(f"stop words must be single tokens; one of {', '.join(words)} is not")
-        found = np.zeros(self.block.num_docs)
-        for h in hashes:
-            found += self.block.per_doc(self.block.token_docs[self.block.raw_token_hashes == h]) > 0
-        return found
+        hits, at = HashSet(hashes).find(self.block.raw_token_hashes)
+        pairs = self.block.token_docs[hits] * len(hashes) + at
+        return self.block.per_doc((np.unique(pairs) if distinct else pairs) // len(hashes)).astype(float)
 
     @cached_property
     def replacement_ratio(self) -> np.ndarray:
@@ -132,52 +150,103 @@ class Stats:
     # --- lines ---
 
     @cached_property
-    def _solid(self) -> np.ndarray:
+    def solid_lines(self) -> np.ndarray:
         """Numbers of the lines that are not blank."""
         return np.flatnonzero(~self.block.line_blank)
 
     @cached_property
-    def _line_spans(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def line_spans(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(lines that are not blank,): start and end without the white space around, and document."""
         starts, ends = self.block.line_spans
-        return starts[self._solid], ends[self._solid], self.block.line_docs[self._solid]
-
-    def _share_of_lines(self, mask: np.ndarray) -> np.ndarray:
-        docs = self._line_spans[2]
-        return self.block.per_doc(docs, mask.astype(float)) / np.maximum(self.block.per_doc(docs), 1)
+        return starts[self.solid_lines], ends[self.solid_lines], self.block.line_docs[self.solid_lines]
 
     @cached_property
-    def bullet_lines(self) -> np.ndarray:
-        return self._share_of_lines((self._flags[self._line_spans[0]] & BULLET) != 0)
+    def _raw_lines(self) -> tuple[np.ndarray, np.ndarray]:
+        """(lines that are not blank,): start with the indentation, and length."""
+        ends = self.block._newlines
+        starts = np.concatenate(([0], ends[:-1] + 1))
+        return starts[self.solid_lines], (ends - starts)[self.solid_lines]
+
+    @cached_property
+    def line_words(self) -> np.ndarray:
+        """(lines that are not blank,) words: what white space divides; in unspaced scripts the estimate from characters."""
+        starts, ends, docs = self.line_spans
+        at = self.space_words
+        words = (np.searchsorted(at, ends) - np.searchsorted(at, starts)).astype(float)
+        unspaced = self.unspaced[docs]
+        if unspaced.any():
+            words[unspaced] = np.add.reduceat(self.word_weights, self.block.line_first_tokens[:-1][self.solid_lines])[unspaced]
+        return words
+
+    @cached_property
+    def space_words(self) -> np.ndarray:
+        """Starts of what white space divides."""
+        solid = self.block.kinds != SPACE
+        solid[1:] &= ~solid[:-1]
+        return np.flatnonzero(solid)
+
+    def line_share(self, flag: int) -> np.ndarray:
+        """(lines that are not blank,) the share of characters with a flag (UPPER, DIGIT), white space around left out."""
+        starts, ends, _ = self.line_spans
+        at = np.flatnonzero(self._flags & flag)
+        return (np.searchsorted(at, ends) - np.searchsorted(at, starts)) / np.maximum(ends - starts, 1)
+
+    @cached_property
+    def num_lines(self) -> np.ndarray:
+        """(D,) lines, blank ones too."""
+        return self.block.per_doc(self.block.line_docs)
+
+    def _share_of_solid(self, mask: np.ndarray) -> np.ndarray:
+        docs = self.line_spans[2]
+        return self.block.per_doc(docs, mask.astype(float)) / np.maximum(self.block.per_doc(docs), 1)
+
+    def _share_of_all(self, mask: np.ndarray) -> np.ndarray:
+        return self.block.per_doc(self.line_spans[2], mask.astype(float)) / self.num_lines
+
+    def bullet_lines(self, bullets: str) -> np.ndarray:
+        """Share of all lines, blank ones too, that start with one of `bullets`."""
+        return self._share_of_all(np.isin(self.block.code_points[self.line_spans[0]], [ord(c) for c in bullets]))
 
     @cached_property
     def ellipsis_lines(self) -> np.ndarray:
-        return self._share_of_lines(self._ends_in_ellipsis(dots_only=False))
+        """Share of all lines, blank ones too, that end in `...` or `…`."""
+        return self._share_of_all(self._ends_in_ellipsis(dots_only=False))
 
     def _ends_in_ellipsis(self, *, dots_only: bool) -> np.ndarray:
         """(lines that are not blank,) bool."""
-        starts, ends, _ = self._line_spans
+        starts, ends, _ = self.line_spans
         cp, dot = self.block.code_points, ord(".")
         dots = (ends - starts >= 3) & (cp[ends - 1] == dot) & (cp[ends - 2] == dot) & (cp[ends - 3] == dot)
         return dots if dots_only else dots | ((self._flags[ends - 1] & ELLIPSIS) != 0)
 
     @cached_property
     def punctuated_lines(self) -> np.ndarray:
-        """Share of lines that end in terminal punctuation."""
-        return self._share_of_lines((self._flags[self._line_spans[1] - 1] & TERMINAL) != 0)
+        """Share of the lines that are not blank that end in terminal punctuation."""
+        return self._share_of_solid((self._flags[self.line_spans[1] - 1] & TERMINAL) != 0)
 
     def short_lines(self, max_chars: int) -> np.ndarray:
-        starts, ends, _ = self._line_spans
-        return self._share_of_lines(ends - starts <= max_chars)
+        """Share of the lines that are not blank with at most so many characters, indentation included."""
+        return self._share_of_solid(self._raw_lines[1] <= max_chars)
 
     @cached_property
     def newline_ratio(self) -> np.ndarray:
         """Newlines by tokens."""
-        newlines = np.bincount(self.block.line_docs, minlength=self.block.num_docs) - 1.0
-        return newlines / np.maximum(self.num_tokens, 1e-9)
+        return (self.num_lines - 1.0) / np.maximum(self.num_tokens, 1e-9)
+
+    def long_line(self, rank: int) -> np.ndarray:
+        """Characters of the rank-th longest line; 0 where there are fewer lines."""
+        docs, lengths = self.line_spans[2], self._raw_lines[1]
+        order = np.lexsort((-lengths, docs))
+        counts = self.block.per_doc(docs)
+        first = np.concatenate(([0], np.cumsum(counts)[:-1]))
+        enough = counts >= rank
+        out = np.zeros(self.block.num_docs)
+        out[enough] = lengths[order[first[enough] + rank - 1]]
+        return out
 
     @cached_property
     def num_sentences(self) -> np.ndarray:
-        return self.block.per_doc(self._line_spans[2], self.line_sentences.astype(float))
+        return self.block.per_doc(self.line_spans[2], self.line_sentences.astype(float))
 
     @cached_property
     def line_sentences(self) -> np.ndarray:
@@ -185,25 +254,34 @@ class Stats:
         flags, block = self._flags, self.block
         at = np.flatnonzero(flags & SENTENCE)
         after = np.minimum(at + 1, len(flags) - 1)
-        quoted = (flags[after] & TERMINAL != 0) & (flags[after] & SENTENCE == 0)  # a closing quote or bracket
+        quoted = (flags[after] & CLOSING) != 0
         beyond = np.where(quoted, np.minimum(at + 2, len(flags) - 1), after)
         wide = block.code_points[at] >= 0x2000  # 。！？ need no space after them
-        closes = at[((block.kinds[beyond] == 0) | wide) & (flags[after] & SENTENCE == 0)]
-        starts, ends, _ = self._line_spans
+        closes = at[((block.kinds[beyond] == SPACE) | wide) & (flags[after] & SENTENCE == 0)]
+        starts, ends, _ = self.line_spans
         inside = np.searchsorted(closes, ends - 2) - np.searchsorted(closes, starts)
         return inside + 1
 
     # --- repetition ---
 
     @cached_property
-    def _line_hashes(self) -> np.ndarray:
-        return self.block.span_hashes(self.block.line_first_tokens[:-1][self._solid])
+    def _values(self) -> np.ndarray:
+        """(N,) what hashes of lines and paragraphs are made of: every code point but the newline counts."""
+        block = self.block
+        values = block.tables.raw.take(block.code_points, mode="clip")
+        spaces = np.flatnonzero((block.kinds == SPACE) & (block.code_points != NEWLINE))
+        values[spaces] = fmix64(block.code_points[spaces].astype(np.uint64) + np.uint64(0x2545F4914F6CDD1D))
+        return values
+
+    @cached_property
+    def line_hashes(self) -> np.ndarray:
+        """(lines that are not blank,) uint64, indentation included."""
+        return hash_spans(self._values, self._raw_lines[0])
 
     @cached_property
     def _dup_lines(self) -> tuple[np.ndarray, np.ndarray]:
         """(D,) lines that occurred before in their document, and their characters."""
-        starts, ends, docs = self._line_spans
-        return self._duplicates(self._line_hashes, docs, ends - starts)
+        return self._duplicates(self.line_hashes, self.line_spans[2], self._raw_lines[1])
 
     def _duplicates(self, hashes: np.ndarray, docs: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         order, first = group_equal(by_doc(hashes, docs))
@@ -212,30 +290,28 @@ class Stats:
 
     @cached_property
     def dup_line_frac(self) -> np.ndarray:
-        return self._dup_lines[0] / np.maximum(self.block.per_doc(self._line_spans[2]), 1)
+        return self._dup_lines[0] / np.maximum(self.block.per_doc(self.line_spans[2]), 1)
 
     @cached_property
     def dup_line_char_frac(self) -> np.ndarray:
         return self._dup_lines[1] / np.maximum(self.num_chars, 1)
 
     @cached_property
-    def dup_line_chars_of_lines(self) -> np.ndarray:
+    def dup_line_chars(self) -> np.ndarray:
         """Characters of repeated lines by characters without newlines (FineWeb's denominator)."""
-        newlines = np.bincount(self.block.line_docs, minlength=self.block.num_docs) - 1
-        return self._dup_lines[1] / np.maximum(self.num_chars - newlines, 1)
+        return self._dup_lines[1] / np.maximum(self.num_chars - (self.num_lines - 1), 1)
 
     @cached_property
     def _dup_paragraphs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        starts, ends, docs = self._line_spans
+        docs, (starts, lengths) = self.line_spans[2], self._raw_lines
         if not len(docs):
             zero = np.zeros(self.block.num_docs)
             return zero, zero, zero
         opens = np.empty(len(docs), bool)
-        opens[0], opens[1:] = True, (np.diff(self._solid) > 1) | (np.diff(docs) > 0)
+        opens[0], opens[1:] = True, (np.diff(self.solid_lines) > 1) | (np.diff(docs) > 0)
         at = np.flatnonzero(opens)
-        hashes = self.block.span_hashes(self.block.line_first_tokens[:-1][self._solid[at]])
-        lengths = ends[np.append(at[1:] - 1, len(ends) - 1)] - starts[at]
-        again, chars = self._duplicates(hashes, docs[at], lengths)
+        ends = (starts + lengths)[np.append(at[1:] - 1, len(docs) - 1)]
+        again, chars = self._duplicates(hash_spans(self._values, starts[at]), docs[at], ends - starts[at])
         return self.block.per_doc(docs[at]).astype(float), again, chars
 
     @cached_property
@@ -274,7 +350,6 @@ class Stats:
         every = chosen.all()
         hashes, docs, lengths = (a if every else a[chosen] for a in (self.block.raw_token_hashes, self.block.token_docs, self.block.token_lengths))
         before = np.concatenate(([0], np.cumsum(lengths)))  # characters before token i
-        gap = 1 if scale == 1.0 else 0  # of the spaces between words
         rolling = Rolling(hashes)
         alive = np.arange(len(hashes))
         for words in (*top, *dup):
@@ -290,16 +365,14 @@ class Stats:
             if not len(places):
                 return
             if words in top:
-                _add_top(top[words], places, first, docs, before, n, gap)
+                _add_top(top[words], places, first, docs, before, n, words - 1)
             else:
-                group = np.cumsum(first)
-                by_place = np.argsort(places)
-                _add_duplicates(dup[words], places[by_place], group[by_place], docs, before, n)
+                _add_duplicates(dup[words], places, first, docs, before, n)
             alive = np.sort(places)
 
 
-def _add_top(out: np.ndarray, places: np.ndarray, first: np.ndarray, docs: np.ndarray, before: np.ndarray, n: int, gap: int) -> None:
-    """Of each document take its most frequent n-gram (the earliest of equals); its length with spaces times its count."""
+def _add_top(out: np.ndarray, places: np.ndarray, first: np.ndarray, docs: np.ndarray, before: np.ndarray, n: int, spaces: int) -> None:
+    """Of each document take its most frequent n-gram (the earliest of equals); its length, with the spaces that would join it, times its count."""
     opens = np.flatnonzero(first)
     counts = np.diff(np.append(opens, len(places)))
     places = places[opens]
@@ -307,25 +380,57 @@ def _add_top(out: np.ndarray, places: np.ndarray, first: np.ndarray, docs: np.nd
     owner = docs[places[order]]
     best = order[np.append(True, owner[1:] != owner[:-1])]
     at = places[best]
-    out[docs[at]] += (before[at + n] - before[at] + gap * (n - 1)) * counts[best]
+    out[docs[at]] += (before[at + n] - before[at] + spaces) * counts[best]
 
 
-def _add_duplicates(out: np.ndarray, places: np.ndarray, group: np.ndarray, docs: np.ndarray, before: np.ndarray, n: int) -> None:
-    """Walk over the positions of repeated n-grams as datatrove does: one seen before counts, and is jumped over.
+def _add_duplicates(out: np.ndarray, places: np.ndarray, first: np.ndarray, docs: np.ndarray, before: np.ndarray, n: int) -> None:
+    """Count characters as datatrove's walk does: an n-gram met before counts, and the walk jumps over it.
 
-    The walk depends on itself, so it is a loop; but only over n-grams that do occur twice.
+    `places` are grouped by n-gram. What is met before depends on what was jumped over, so this refines: take all places as
+    visited, let the walk jump, take out the places that it jumped over, until nothing changes. A place depends on earlier
+    ones alone, so a fixed point is the walk itself.
     """
-    chars = (before[places + n] - before[places]).tolist()
-    owners = docs[places].tolist()
+    by_place = np.argsort(places)
+    ordered = places[by_place]
+    opens = np.flatnonzero(first)
+    group = np.cumsum(first) - 1
+    visited = np.ones(len(places), bool)  # in order of n-grams
+    for _ in range(MAX_WALKS):
+        earlier = np.cumsum(visited) - visited
+        met = (earlier > earlier[opens][group])[by_place]  # an earlier visited place has the same n-gram
+        candidates = ordered[met]
+        counted = candidates[_chain(np.searchsorted(candidates, candidates + n).tolist())]
+        at = np.searchsorted(counted, ordered, side="right") - 1
+        inside = (at >= 0) & (ordered > counted[at]) & (ordered < counted[at] + n) if len(counted) else np.zeros(len(ordered), bool)
+        now = np.empty_like(visited)
+        now[by_place] = ~inside
+        if (now == visited).all():
+            break
+        visited = now
+    else:
+        counted = np.array(_walk(ordered.tolist(), group[by_place].tolist(), n), np.int64)
+    out += np.bincount(docs[counted], before[counted + n] - before[counted], minlength=len(out))
+
+
+def _chain(following: list[int]) -> list[int]:
+    """Follow the links from the first entry to the end."""
+    out, i, end = [], 0, len(following)
+    while i < end:
+        out.append(i)
+        i = following[i]
+    return out
+
+
+def _walk(places: list[int], groups: list[int], n: int) -> list[int]:
+    """Return the places that count, one step at a time."""
     seen: set[int] = set()
-    beyond = -1
-    for place, number, length, doc in zip(places.tolist(), group.tolist(), chars, owners, strict=True):
+    counted, beyond = [], -1
+    for place, group in zip(places, groups, strict=True):
         if place < beyond:
             continue
-        if number in seen:
-            out[doc] += length
+        if group in seen:
+            counted.append(place)
             beyond = place + n
         else:
-            seen.add(number)
-
-
+            seen.add(group)
+    return counted

@@ -58,6 +58,10 @@ class Block:
     def num_docs(self) -> int:
         return len(self.texts)
 
+    def text_of(self, start: int, end: int) -> str:
+        """Return the text between two positions of the block."""
+        return self.code_points[start:end].tobytes().decode("utf-32-le", "surrogatepass")
+
     # --- tokens ---
 
     @cached_property
@@ -277,6 +281,25 @@ def group_equal(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         first[0] = True
         np.not_equal(packed[1:] >> bits, packed[:-1] >> bits, out=first[1:])
     return (packed & low).astype(np.int64), first
+
+
+class HashSet:
+    """Where hashes lie in a small set: one look at 14 bits leaves few to search for."""
+
+    def __init__(self, hashes: np.ndarray) -> None:
+        self.hashes = np.sort(hashes)
+        self._seen = np.zeros(1 << 14, bool)
+        self._seen[(self.hashes & np.uint64(0x3FFF)).astype(np.int64)] = True
+
+    def find(self, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the positions of `hashes` that are in the set, and their numbers in `self.hashes`."""
+        maybe = np.flatnonzero(self._seen.take((hashes & np.uint64(0x3FFF)).astype(np.int64)))
+        if not len(self.hashes):
+            return maybe, maybe
+        at = np.searchsorted(self.hashes, hashes[maybe])
+        at[at == len(self.hashes)] = 0
+        hit = self.hashes[at] == hashes[maybe]
+        return maybe[hit], at[hit]
 
 
 def by_doc(hashes: np.ndarray, docs: np.ndarray) -> np.ndarray:

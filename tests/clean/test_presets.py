@@ -70,7 +70,7 @@ def test_gopher_drops_short_repetitive_and_symbolic_text():
 
 def test_c4_drops_lines_and_pages_in_english_and_leaves_chinese_alone():
     page = PROSE_EN + "\nPlease enable JavaScript to read this page.\nWe use cookies for your comfort here.\nHome\nno full stop at the end of it\nTrailing off into dots...\nAs said before.[12][edit]"
-    got = verdict([page, PROSE_EN + "\nfunction() { return 1; }", PROSE_EN + "\nLorem ipsum dolor sit amet.", english(1, 2), PROSE_ZH + "\n首页"], presets=["c4"])
+    got = verdict([page, PROSE_EN + "\nHere is function() { return 1; } as a line.", PROSE_EN + "\nLorem ipsum dolor sit amet.", english(1, 2), PROSE_ZH + "\n首页"], presets=["c4"])
     assert [r.rule if r else None for r in got.reasons] == [None, "c4.curly_bracket", "c4.lorem_ipsum", "c4.min_sentences", None]
     assert got.texts[0] == PROSE_EN + "\nAs said before."
     assert got.texts[4].endswith("首页")
@@ -110,13 +110,13 @@ def test_filters_override_add_and_remove():
         ([{"gopher_quality": {"min_words": "many"}}], "expected a number"),
         (["no_such.module:Filter"], "cannot be imported"),
         (["llmpipe.clean.presets:fineweb"], "is not a dataclass"),
-        (["xyzzy"], "known: c4, encoding"),
+        (["xyzzy"], "known: c4, c4_paragraphs, encoding"),
     ],
 )
 def test_wrong_names_and_values_are_explained(filters: list, message: str):
     with pytest.raises(ValueError, match=message.replace("?", r"\?")):
         Config(filters=filters)
-    with pytest.raises(ValueError, match="known: c4, fineweb, fineweb2-zh, gopher"):
+    with pytest.raises(ValueError, match="known: c4, c4-paper, dclm, fineweb, fineweb2-zh, gopher"):
         Config(presets=["xyzzy"])
 
 

@@ -50,13 +50,13 @@ def test_chinese_words_are_estimated_from_characters():
 def test_line_values_by_hand():
     text = "- one item\n• two items\n\nA full line ends here.\nA full line ends here.\ncut off…"
     s = stats(text)
-    assert s.bullet_lines[0] == pytest.approx(2 / 5)
-    assert s.ellipsis_lines[0] == pytest.approx(1 / 5)
-    assert s.punctuated_lines[0] == pytest.approx(3 / 5)
+    assert s.bullet_lines("•-")[0] == pytest.approx(2 / 6)  # the blank line counts here
+    assert s.ellipsis_lines[0] == pytest.approx(1 / 6)
+    assert s.punctuated_lines[0] == pytest.approx(2 / 5)  # … ends no sentence in FineWeb's list
     assert s.short_lines(11)[0] == pytest.approx(3 / 5)
     assert s.dup_line_frac[0] == pytest.approx(1 / 5)
     assert s.dup_line_char_frac[0] == pytest.approx(22 / len(text))
-    assert s.dup_line_chars_of_lines[0] == pytest.approx(22 / (len(text) - 5))
+    assert s.dup_line_chars[0] == pytest.approx(22 / (len(text) - 5))
     zh = stats("第一行。\n第一行。\n没有标点", "zh")
     assert zh.punctuated_lines[0] == pytest.approx(2 / 3) and zh.dup_line_frac[0] == pytest.approx(1 / 3)
 
@@ -110,7 +110,7 @@ def test_chinese_n_grams_span_as_many_characters_as_n_words_have():
     unit = "天地玄黄宇宙洪荒日月盈昃"
     s = stats(unit * 3, "zh")  # 12 different characters, three times
     assert s.dup_gram(5)[0] == pytest.approx(24 / 36)  # 8 characters, then jumps: two repeats of 8, one of 8
-    assert s.top_gram(2)[0] == pytest.approx(9 / 36)  # 3 characters, three times
+    assert s.top_gram(2)[0] == pytest.approx(12 / 36)  # 3 characters and the space between two words, three times
 
 
 def test_values_do_not_depend_on_the_other_documents_of_a_block():
