@@ -47,9 +47,12 @@ MIN_SCORE, MIN_LETTERS = 0.15, 12
 
 _ENGLISH = tuple("the of and is that with this which are from by be it not you was have if when or can has its will an then been their they would there these".split())
 _OTHER = tuple(
-    "der die das und ist nicht ein eine mit den von zu auf für im le la les des une est dans pour que qui sur pas el los las una por con para se del al "
-    "il di che non per della een het van en niet dat voor aan e o os as um uma não com do da na em w z się nie jest i på och att det som är av til er og ikke "
-    "ve bir bu için ne je v a su od si ja on ei že jsou és egy az nem că din și ca la nu yang dan untuk dengan của và là các cho".split()
+    (
+        "der das und ist nicht ein eine den von zu auf für im le la les une est dans pour que qui sur pas el los las "
+        "una por para se del il di che non per della een van niet dat voor aan os um uma não da na em w z się nie jest "
+        "på och att det som är av til er og ikke ve bir bu için ne v od ja ei že jsou és egy az nem că din și ca nu "
+        "yang dan untuk dengan của và là các cho"
+    ).split()
 )
 """Function words; of those here none is English. What English shares with others (in, as, for, to, on, at, do) is in neither."""
 MIN_ENGLISH, MAX_OTHER = 0.08, 0.2
