@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from llmpipe.clean.boilerplate import Frozen
 from llmpipe.clean.language import identify
 from llmpipe.clean.normalize import REPLACEMENT, normalize
 from llmpipe.clean.pii import KINDS, find, redact
@@ -79,13 +80,22 @@ class Verdict:
     counts: Counter[str] = field(default_factory=Counter)
 
 
-def judge(texts: Sequence[str], recipe: Recipe, urls: Sequence[str | None] | None = None) -> Verdict:
-    """Judge texts. Each one's verdict depends on nothing but itself, its URL and the recipe."""
+def judge(
+    texts: Sequence[str], recipe: Recipe, urls: Sequence[str | None] | None = None, *, domains: Sequence[str] = (), boilerplate: Frozen | None = None
+) -> Verdict:
+    """Judge texts. Each one's verdict depends on nothing but itself, its URL, the recipe and what is frozen as its domain's boilerplate."""
     clean = [normalize(t) for t in texts]
     n = len(clean)
+    lost = None
+    if boilerplate is not None:
+        without, lost = boilerplate.remove(clean, domains)
+        clean = [without.get(i, t) for i, t in enumerate(clean)]
     out = Verdict(clean, [""] * n, np.zeros(n, np.float32), [""] * n, [None] * n, {}, {})
     out.counts["normalized"] = sum(a != b for a, b in zip(texts, clean, strict=True))
     out.counts["replacement_chars"] = sum(t.count(REPLACEMENT) for t in clean if not t.isascii())
+    if lost is not None:
+        out.values["boilerplate_lines"] = lost.astype(np.float32)
+        out.counts["boilerplate_lines"] = int(lost.sum())
     if recipe.urls is not None and urls is not None:
         _judge_urls(urls, recipe.urls, out)
     for start, block in blocks(clean):

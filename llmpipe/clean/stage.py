@@ -12,19 +12,23 @@ import random
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from llmpipe.clean.boilerplate import Boilerplate
 from llmpipe.clean.perplexity import Perplexity
 from llmpipe.clean.quality import Quality
 from llmpipe.clean.toxicity import Toxicity
 from llmpipe.clean.urls import UrlLists
 from llmpipe.clean.words import BadWords
 from llmpipe.config import as_dict, cosmetic
-from llmpipe.data.docs import SCHEMA, DocUnit, dropped_table
+from llmpipe.data.docs import SCHEMA, DocUnit, dropped_table, write_parquet
 from llmpipe.data.files import dump_json
 from llmpipe.data.ids import content_hash
 from llmpipe.work import Counts, UnitOutput, Work
@@ -61,6 +65,9 @@ class Config:
     """A classifier trained on `positive` and `negative` examples, or a trained `model`; `threshold` or `keep_share`; null is off."""
     perplexity: Perplexity | None = None
     """A small n-gram model of a `reference`, or a trained `model`; `keep` (head, middle, tail) or `max`, `min`; null is off."""
+    boilerplate: Boilerplate | None = None
+    """Remove lines that stand on many pages of one domain (`boilerplate={}`: on 10 documents and a tenth of them). Costs a first pass
+    over the input; null: off."""
     sample: int = cosmetic(500)
     """Documents that --dry-run tries the rules on; 0: none."""
 
@@ -79,23 +86,67 @@ def resolve(config: Config) -> Config:
 
 
 def run(config: Config, work: Work) -> Counts:
-    """Clean all pending row groups, each on its own."""
+    """Clean all pending row groups, each on its own; with `boilerplate`, after a pass that counts lines."""
     from llmpipe.clean.scorers import prepare
 
+    units = work.doc_units()
     models = prepare(config, work)
-    results = work.map(clean_unit, work.doc_units(), shared=(config, models))
+    frozen = _freeze(config.boilerplate, units, work) if config.boilerplate else None
+    results = work.map(clean_unit, units, shared=(config, models, frozen))
     return sum((r.counts for r in results), Counts())
 
 
-def clean_unit(unit: DocUnit, out: UnitOutput, shared: tuple[Config, list[Any]]) -> Counts:
+def _freeze(settings: Boilerplate, units: list[DocUnit], work: Work) -> tuple[str, str]:
+    """Count lines, and write down what is boilerplate for this generation; return that file's path and digest."""
+    from llmpipe.clean.boilerplate import merge
+
+    work.map(count_unit, units, phase="lines", shared=settings)
+    names = {s.name for s in (work.previous.shards if work.previous else [])} | set(work.files)
+    runs = [work.output / name for name in sorted(names) if name.startswith("index/lines-")]
+    path = work.output / "index" / f"boilerplate-{work.generation:05d}-000000.parquet"
+    table = merge(runs, settings)
+    write_parquet(path, table)
+    work.info["boilerplate"] = {"lines": table.num_rows, "generation": work.generation}
+    return str(path), work.add_file(path, rows=table.num_rows).sha256
+
+
+def count_unit(unit: DocUnit, out: UnitOutput, settings: Boilerplate) -> Counts:
+    """Count the lines of one row group, as they are after normalisation, into a sorted run in `index/`."""
+    from llmpipe.clean.boilerplate import count_lines
+    from llmpipe.clean.normalize import normalize
+
+    table = unit.read(["text", "url", "source", "op"]).filter(pc.field("op") == "new")
+    texts = [normalize(t) for t in table.column("text").to_pylist()]
+    out.table("index", count_lines(texts, _domains(table), max_chars=settings.max_chars))
+    return Counts()
+
+
+def _domains(table: pa.Table) -> list[str]:
+    from llmpipe.clean.boilerplate import domain_of
+
+    return [domain_of(url, source) for url, source in zip(table.column("url").to_pylist(), table.column("source").to_pylist(), strict=True)]
+
+
+@lru_cache(maxsize=1)
+def _frozen(path: str, sha256: str, max_chars: int) -> Any:
+    """Load the boilerplate once a process."""
+    from llmpipe.clean.boilerplate import Frozen
+
+    return Frozen(pq.read_table(path, columns=["key"]).column("key").to_numpy(), max_chars=max_chars)
+
+
+def clean_unit(unit: DocUnit, out: UnitOutput, shared: tuple[Config, list[Any], tuple[str, str] | None]) -> Counts:
     """Clean one row group: documents at the root, the rest in `dropped/`, measurements in `values/`."""
     from llmpipe.clean.judge import judge
 
+    config, models, frozen = shared
     table = unit.read(SCHEMA.names)
     ops = table.column("op").to_pylist()
     live = [i for i, op in enumerate(ops) if op != "gone"]
-    texts_in, urls_in = (table.column(name).take(pa.array(live, pa.int64())).to_pylist() for name in ("text", "url"))
-    verdict = judge(texts_in, _recipe(*shared), urls_in)
+    rows = table.take(pa.array(live, pa.int64()))
+    boilerplate = _frozen(*frozen, config.boilerplate.max_chars) if frozen and config.boilerplate else None
+    domains = _domains(rows) if boilerplate else ()
+    verdict = judge(rows.column("text").to_pylist(), _recipe(config, models), rows.column("url").to_pylist(), domains=domains, boilerplate=boilerplate)
     place = {row: k for k, row in enumerate(live)}
 
     kept_rows, texts, kept_ops = [], [], []
