@@ -217,7 +217,9 @@ def _stage(name: str, common: Common, *, output: Path, inputs: tuple[Any, ...] =
         else:
             from llmpipe.config import to_yaml
 
-            _print(to_yaml(outcome.plan))
+            describe = getattr(STAGES[name].load(), "describe", None)  # a table instead of a long list
+            text = describe(outcome.plan) if describe else ""
+            _print(to_yaml({k: v for k, v in outcome.plan.items() if not (text and k == "sample")}) + ("\n" + text if text else ""))
         return outcome
     if common.json:
         manifest = outcome.manifest

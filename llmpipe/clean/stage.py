@@ -28,7 +28,7 @@ from llmpipe.clean.toxicity import Toxicity
 from llmpipe.clean.urls import UrlLists
 from llmpipe.clean.words import BadWords
 from llmpipe.config import as_dict, cosmetic
-from llmpipe.data.docs import SCHEMA, DocUnit, dropped_table, write_parquet
+from llmpipe.data.docs import SCHEMA, DocUnit, doc_units, dropped_table, write_parquet
 from llmpipe.data.files import dump_json
 from llmpipe.data.ids import content_hash
 from llmpipe.work import Counts, UnitOutput, Work
@@ -69,7 +69,9 @@ class Config:
     """Remove lines that stand on many pages of one domain (`boilerplate={}`: on 10 documents and a tenth of them). Costs a first pass
     over the input; null: off."""
     sample: int = cosmetic(500)
-    """Documents that --dry-run tries the rules on; 0: none."""
+    """Documents that --dry-run tries the rules on; 0: none. Where the output is there and differs in thresholds alone, its values serve."""
+    sweep: dict[str, list[float]] = cosmetic(default_factory=dict)
+    """Thresholds that --dry-run compares: `{gopher_quality.min_words: [30, 50, 80]}`."""
 
     def __post_init__(self) -> None:
         from llmpipe.clean.judge import Recipe
@@ -226,13 +228,27 @@ def _recipe(config: Config, models: list[Any]) -> Any:
 
 
 def plan(config: Config, work: Work) -> dict[str, Any]:
-    """Try the rules on a sample of the pending documents: how many each would drop first, how many at all, and which."""
-    from llmpipe.clean.judge import Recipe, judge
+    """Say how many documents each rule would drop first, how many at all, and which: by the values of the output that is there, or on a sample."""
+    from llmpipe.clean import sweep
+    from llmpipe.clean.judge import Recipe
     from llmpipe.clean.scorers import try_models
 
-    units = work.doc_units()
-    if not config.sample or not units:
-        return {}
+    every = [unit for given in work.inputs if given.role.isdigit() for unit in doc_units(given.path, given.shards)]
+    previous = work.previous
+    trial = sweep.reuse_values(config, previous.recipe["config"], work.output, [s.name for s in previous.shards], Config) if previous and previous.stage == "clean" else None
+    if trial is None:
+        units = work.doc_units() or every
+        if not config.sample or not units:
+            return {}
+        with tempfile.TemporaryDirectory() as scratch:  # a dry run writes nothing that stays, not even the models that it judges with
+            trial = sweep.try_rules(Recipe.of(config, try_models(config, work, Path(scratch))), *_sample(config, units))
+    found = sweep.report(trial, config.sweep)
+    sweep.add_examples(found, every)
+    return {"sample": found}
+
+
+def _sample(config: Config, units: list[DocUnit]) -> tuple[list[str], list[str], list[str | None]]:
+    """Draw documents from row groups spread over the input: ids, texts, URLs."""
     chosen = units[:: max(len(units) // MAX_SAMPLED_UNITS, 1)]
     share = -(-config.sample // len(chosen))
     ids, texts, urls = [], [], []
@@ -241,12 +257,11 @@ def plan(config: Config, work: Work) -> dict[str, Any]:
         rows = pa.array(sorted(random.Random(unit.name).sample(range(table.num_rows), min(share, table.num_rows))), pa.int64())
         for column, values in (("id", ids), ("text", texts), ("url", urls)):
             values += table.column(column).take(rows).to_pylist()
-    with tempfile.TemporaryDirectory() as scratch:  # a dry run writes nothing that stays, not even the models that it judges with
-        verdict = judge(texts, Recipe.of(config, try_models(config, work, Path(scratch))), urls)
-    first = Counter(r.rule for r in verdict.reasons if r)
-    rules = {}
-    for name, failed in verdict.failed.items():
-        if failed.any():
-            examples = [ids[i] for i, reason in enumerate(verdict.reasons) if reason and reason.rule == name][:5]
-            rules[name] = {"first_fail": first[name] / len(texts), "any_fail": float(failed.mean()), "examples": examples}
-    return {"sample": {"documents": len(texts), "kept": sum(r is None for r in verdict.reasons), "rules": dict(sorted(rules.items(), key=lambda kv: -kv[1]["first_fail"]))}}
+    return ids, texts, urls
+
+
+def describe(plan: dict[str, Any]) -> str:
+    """Lay out what a dry run found, for people; empty where it found nothing."""
+    from llmpipe.clean.sweep import table
+
+    return table(plan["sample"]) if "sample" in plan else ""
