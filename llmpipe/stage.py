@@ -66,7 +66,7 @@ class Stage:
 _TABLE = (
     Stage(name="crawl", module="llmpipe.crawl.stage", reads=("sites",), writes="docs", growth="append", input_optional=True, help="Collect web sites politely into documents"),
     Stage(name="ingest", module="llmpipe.ingest.stage", reads=("files",), writes="docs", growth="append", ledger=True, help="Read files and folders into documents"),
-    Stage(name="clean", module="llmpipe.clean.stage", reads=("docs",), writes="docs", growth="append", help="Repair text, drop what is not worth training on, redact personal data"),
+    Stage(name="clean", module="llmpipe.clean.stage", reads=("docs",), writes="docs", growth="append", version=2, help="Repair text, drop what is not worth training on, redact personal data"),
     Stage(name="dedup", module="llmpipe.dedup.stage", reads=("docs",), writes="docs", growth="append", version=2, help="Drop duplicates, cut repeated passages, keep evaluation sets out"),
     Stage(name="augment", module="llmpipe.augment.stage", reads=("docs", "rows"), writes="docs", growth="append", help="Add changed copies to training data, marked and kept out of evaluation"),
     Stage(name="tokenizer", module="llmpipe.tokenizer.stage", reads=("docs",), writes="tokenizer", growth="frozen", version=2, help="Train a tokenizer"),

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from llmpipe.clean.language import CHARS_PER_WORD, profile
-from llmpipe.text.block import NEWLINE, Block, HashSet, Rolling, by_doc, group_equal, hash_spans
+from llmpipe.text.block import DOT, NEWLINE, Block, HashSet, Rolling, by_doc, group_equal, hash_spans
 from llmpipe.text.characters import ALPHA, CLOSING, DIGIT, ELLIPSIS, SENTENCE, SINGLE, SPACE, TERMINAL, UPPER, WORD, fmix64
 
 MAX_WALKS = 6
@@ -120,15 +120,12 @@ class Stats:
     @cached_property
     def ellipsis_ratio(self) -> np.ndarray:
         """`...` and `…` by tokens."""
-        dots = self._dot_runs
-        three = np.bincount(self.block.token_docs[dots], self.block.token_lengths[dots] // 3, minlength=self.block.num_docs)
-        return (three + self._code_points_per_doc(self.block.code_points == ord("…"))) / np.maximum(self.num_tokens, 1e-9)
-
-    @cached_property
-    def _dot_runs(self) -> np.ndarray:
-        """Numbers of the tokens that are three dots or more."""
-        first = self.block.code_points[self.block.token_starts]
-        return np.flatnonzero((first == ord(".")) & (self.block.token_lengths >= 3))
+        block = self.block
+        dots = np.flatnonzero(block.code_points == DOT)
+        opens = np.flatnonzero(np.diff(dots, prepend=-2) > 1)
+        docs = np.searchsorted(block.doc_ends, dots[opens], side="right")
+        three = block.per_doc(docs, np.diff(np.append(opens, len(dots))) // 3)
+        return (three + self._code_points_per_doc(block.code_points == ord("…"))) / np.maximum(self.num_tokens, 1e-9)
 
     def stop_words(self, words: Sequence[str], *, distinct: bool = True) -> np.ndarray:
         """How many different ones of `words` a document holds, as they are spelled; not `distinct`: every occurrence counts."""

@@ -14,13 +14,15 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from llmpipe.text.characters import DIGIT, JOINER, MARK, PUNCT, SINGLE, SPACE, WORD, Characters, characters, fmix64
+from llmpipe.text.characters import ALPHA, DIGIT, JOINER, MARK, PUNCT, SINGLE, SPACE, UPPER, WORD, Characters, characters, fmix64
 
 BLOCK_CODE_POINTS = 200_000
 SPAN = 1 << 16
 """Length of the tables of powers. Longer input is hashed in several strides, cut between tokens."""
 BASE = 0x9E6C63D0876A9A35  # odd, so it has an inverse mod 2^64
-NEWLINE, DOT, COMMA = ord("\n"), ord("."), ord(",")
+NEWLINE, DOT, COMMA, HYPHEN = ord("\n"), ord("."), ord(","), ord("-")
+_LEADING = [ord(c) for c in "-/\\@+~^"]
+_BEFORE_LETTER, _BETWEEN_LETTERS, _BETWEEN_DIGITS = ([ord(c) for c in marks] for marks in (":<>=/", "-,~", "+-*^"))
 
 
 def blocks(texts: Sequence[str], *, inner_dots: bool = True) -> Iterator[tuple[int, Block]]:
@@ -38,8 +40,8 @@ def blocks(texts: Sequence[str], *, inner_dots: bool = True) -> Iterator[tuple[i
 class Block:
     """Arrays over some documents, each computed when first asked for. Shapes: N code points, T tokens, L lines, D documents.
 
-    `inner_dots` keeps os.path, 3.14 and 1,000 whole, as the tokenizers do that the published thresholds of filters were
-    found with; without it every dot and comma ends a word, as shingles want it.
+    `inner_dots` keeps os.path, 3.14, 1,000 and open(2 whole, as the tokenizers do that the published thresholds of filters were
+    found with; without it every punctuation mark but an apostrophe ends a word, as shingles want it.
     """
 
     def __init__(self, texts: Sequence[str], *, inner_dots: bool = True) -> None:
@@ -72,28 +74,44 @@ class Block:
         at = np.flatnonzero(kinds == JOINER)
         if len(at):
             before, after = kinds[np.maximum(at - 1, 0)], kinds[np.minimum(at + 1, len(kinds) - 1)]
-            inside = (before == WORD) & (after == WORD)
+            inside = (before == WORD) & (after == WORD) & ((cp[at] != DOT) & (cp[at] != COMMA))  # an apostrophe
             inside[at == 0] = False
-            for mark, rule in ((DOT, self._inner_dots), (COMMA, self._inner_commas)):
-                where = np.flatnonzero(cp[at] == mark)
-                inside[where] &= rule(at[where])
             kinds[at] = np.where(inside, MARK, PUNCT)
+        if self.inner_dots:
+            self._join(kinds)
         return kinds
 
-    def _inner_dots(self, at: np.ndarray) -> np.ndarray:
-        """A dot joins unless a capital follows a small letter: a missing space after a sentence."""
-        if not self.inner_dots:
-            return np.zeros(len(at), bool)
-        cp = self.code_points
-        after = cp[np.minimum(at + 1, len(cp) - 1)]
-        return ~((cp[at - 1] >= ord("a")) & (after >= ord("A")) & (after <= ord("Z")))
+    def _join(self, kinds: np.ndarray) -> None:
+        """Keep ASCII punctuation between word characters in the word (os.path, open(2, 3.14, a::b, UTF-8) and a mark that opens one (-e, /proc).
 
-    def _inner_commas(self, at: np.ndarray) -> np.ndarray:
-        """A comma joins digits."""
-        if not self.inner_dots:
-            return np.zeros(len(at), bool)
-        flags, cp = self.tables.flags, self.code_points
-        return (flags.take(cp[at - 1], mode="clip") & flags.take(cp[np.minimum(at + 1, len(cp) - 1)], mode="clip") & DIGIT) != 0
+        As spaCy's rules for English do, which the thresholds of Gopher's and FineWeb's rules were used with. What divides: a hyphen
+        or comma between letters, `:<>=/` before a letter, an operator between digits, two dots or more, a dot between a small
+        letter and a capital (a missing space after a sentence).
+        """
+        cp, flags = self.code_points, self.tables.flags
+        punct = np.flatnonzero((kinds == PUNCT) & (cp < 0x80))
+        if not len(punct):
+            return
+        opens = np.append(True, np.diff(punct) > 1)
+        first, last = punct[opens], punct[np.append(opens[1:], True)]
+        before, after = np.maximum(first - 1, 0), last + 1  # the newline at the end is never punctuation
+        word_after = kinds[after] == WORD
+        leading = word_after & (first == last) & ((kinds[before] == SPACE) | (first == 0)) & np.isin(cp[first], _LEADING)
+        opening = first[leading]
+        between = word_after & (kinds[before] == WORD) & (first > 0)
+        first, last, before, after = first[between], last[between], before[between], after[between]
+        mark, left, right = cp[first], flags.take(cp[before], mode="clip"), flags.take(cp[after], mode="clip")
+        alpha_left, alpha_right, digits = (left & ALPHA) != 0, (right & ALPHA) != 0, (left & right & DIGIT) != 0
+        divides = np.isin(mark, _BEFORE_LETTER) & alpha_right
+        divides |= np.isin(mark, _BETWEEN_LETTERS) & alpha_left & alpha_right
+        divides |= np.isin(mark, _BETWEEN_DIGITS) & digits
+        divides |= (mark == DOT) & alpha_left & ((left & UPPER) == 0) & ((right & UPPER) != 0)
+        divides &= first == last
+        divides |= (last > first) & ((mark == DOT) & (cp[last] == DOT) | (mark == HYPHEN) & (cp[last] == HYPHEN) & alpha_left & alpha_right)
+        first, last = first[~divides], last[~divides]
+        lengths = last - first + 1
+        kinds[np.repeat(first, lengths) + _count_up(lengths)] = MARK
+        kinds[opening] = WORD
 
     @cached_property
     def token_starts(self) -> np.ndarray:
@@ -108,7 +126,7 @@ class Block:
         starts = (k == SINGLE) | ((k == WORD) & (before != WORD) & (before != MARK)) | ((k == MARK) & (before == SPACE))
         punct = np.flatnonzero(k == PUNCT)
         if len(punct):
-            starts[punct] = cp[punct] != cp[np.maximum(punct - 1, 0)]
+            starts[punct] = (cp[punct] != cp[np.maximum(punct - 1, 0)]) | (before[punct] != PUNCT) | self.tables.lone.take(cp[punct], mode="clip")
             if punct[0] == 0:
                 starts[0] = True
         return starts
@@ -197,6 +215,12 @@ class Block:
     def per_doc(self, docs: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         """(D,) count entries, or sum weights, by document."""
         return np.bincount(docs, weights, minlength=self.num_docs)
+
+
+def _count_up(lengths: np.ndarray) -> np.ndarray:
+    """0, 1, … for each length, one after another."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - lengths, lengths)
 
 
 @cache

@@ -19,8 +19,7 @@ TABLE_SIZE = 0x32400  # planes 0 to 2 and the assigned part of plane 3: all of H
 
 SPACE, WORD, SINGLE, MARK, PUNCT, JOINER = range(6)
 """Kinds. WORD: letters and digits that form runs. SINGLE: a token of its own, since its script puts no spaces between
-words (Han, kana, Thai, Lao, Khmer, Burmese). MARK: belongs to the code point before it. PUNCT: punctuation and symbols, a
-run of the same one is a token. JOINER: an apostrophe, a dot or a comma, which Block turns into MARK or PUNCT. SPACE: the rest."""
+words (Han, kana, Thai, Lao, Khmer, Burmese). MARK: belongs to the code point before it. PUNCT: punctuation and symbols. JOINER: an apostrophe, a dot or a comma, which Block turns into MARK or PUNCT. SPACE: the rest."""
 
 SCRIPTS = ("other", "latin", "han", "kana", "hangul", "cyrillic", "greek", "arabic", "hebrew", "devanagari", "thai", "armenian", "georgian", "bengali", "tamil", "telugu", "kannada", "malayalam", "gujarati", "gurmukhi", "sinhala", "lao", "khmer", "myanmar", "ethiopic", "tibetan")
 NO_SCRIPT = 255
@@ -39,6 +38,9 @@ CLOSING_PUNCTUATION = "\"'”’」』）》】)]»｣"
 C4_TERMINAL_PUNCTUATION = ".?!\"'。！？；…”’」』）"
 """The five of C4 and what serves for them in Chinese."""
 SENTENCE_PUNCTUATION = ".?!。！？…؟۔।॥｡"
+
+_LONE = ",:;!?¿¡()[]{}<>#*&%=§\"'。？！，、；：～·“”‘’«»「」『』（）《》【】،؛؟۔।"
+_LONE_RANGES = ((0x2190, 0x2C00), (0x1F000, 0x1FB00))
 
 _SCRIPT_OF_NAME = {
     "LATIN": "latin", "CJK": "han", "HIRAGANA": "kana", "KATAKANA": "kana", "HALFWIDTH": "kana", "HANGUL": "hangul", "CYRILLIC": "cyrillic", "GREEK": "greek",
@@ -61,6 +63,8 @@ class Characters:
     """uint8: index in SCRIPTS of letters, NO_SCRIPT of all else."""
     flags: np.ndarray
     """uint8: ALPHA, DIGIT, …"""
+    lone: np.ndarray
+    """bool: a punctuation mark or symbol that is a token even in a run of the same; of others (---, ...) the run is one."""
     folded: np.ndarray
     """uint64 for candidates: case, width and accents folded, every digit the same, 0 for spaces and punctuation."""
     exact: np.ndarray
@@ -137,7 +141,11 @@ def characters() -> Characters:
         folded[start:end][kind[start:end] == MARK] = 0
     for zero_width in (0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF, 0xAD, TABLE_SIZE - 1):
         folded[zero_width] = exact[zero_width] = 0
-    return Characters(kind, script, flags, folded, exact, raw)
+    lone = np.zeros(TABLE_SIZE, bool)
+    lone[[ord(c) for c in _LONE]] = True
+    for start, end in _LONE_RANGES:
+        lone[start:end] = True
+    return Characters(kind, script, flags, lone, folded, exact, raw)
 
 
 def _script_name(char: str) -> str:

@@ -21,10 +21,13 @@ def tokens(text: str) -> list[str]:
     return ["".join(map(chr, code_points[s:e])) for s, e in zip(block.token_starts, block.token_ends, strict=True)]
 
 
-def test_tokens_are_words_characters_of_unspaced_scripts_and_runs_of_punctuation():
-    assert tokens("Don't stop!!! It's 3.14, e.g. os.path; end.Next") == ["Don't", "stop", "!!!", "It's", "3.14", ",", "e.g", ".", "os.path", ";", "end", ".", "Next"]
+def test_tokens_are_words_characters_of_unspaced_scripts_and_punctuation():
+    assert tokens("Don't stop!!! It's 3.14, e.g. os.path; end.Next") == ["Don't", "stop", "!", "!", "!", "It's", "3.14", ",", "e.g", ".", "os.path", ";", "end", ".", "Next"]
     assert tokens("中文，测试2024年。Hello世界") == ["中", "文", "，", "测", "试", "2024", "年", "。", "Hello", "世", "界"]
-    assert tokens("한국어 문장 कहानी cafe\u0301 😀😀") == ["한국어", "문장", "कहानी", "cafe\u0301", "😀😀"]
+    assert tokens("한국어 문장 कहानी cafe\u0301 😀😀") == ["한국어", "문장", "कहानी", "cafe\u0301", "😀", "😀"]
+    assert tokens("ls -l /proc; open(2) x=1 and/or UTF-8 a::b 1,000 well-known 2+2 f(x)->y ... --- 中（2）") == [
+        "ls", "-l", "/proc", ";", "open(2", ")", "x=1", "and", "/", "or", "UTF-8", "a::b", "1,000", "well", "-", "known", "2", "+", "2", "f(x)->y", "...", "---", "中", "（", "2", "）",
+    ]  # fmt: skip
     assert tokens("ไทย") == ["ไ", "ท", "ย"]
     assert tokens("") == [] and tokens(" \n ") == []
 
