@@ -15,7 +15,6 @@ from llmpipe.clean.repair import repair
 
 _NEWLINES = re.compile("\r\n|[\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029]")
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff\U000e0001]")
-_SURROGATES = re.compile("[\ud800-\udfff]")
 _STRANGE_SPACES = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f]")
 _TRAILING = re.compile("[ \t\u3000]+\n")
 _BLANK_LINES = re.compile("\n{4,}")
@@ -36,7 +35,7 @@ def normalize(text: str) -> str:
 
 def _normalize(text: str) -> str:
     if not text.isascii() or "\x1b" in text or "\x08" in text:
-        if _SURROGATES.search(text):  # JSON written by JavaScript or Java: two halves are one character
+        if not _is_utf8(text):  # JSON written by JavaScript or Java: two halves are one character
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         text = unicodedata.normalize("NFC", repair(text))
     if _SUSPECT.search(text):
@@ -51,3 +50,12 @@ def _normalize(text: str) -> str:
     if "\n\n\n\n" in text:
         text = _BLANK_LINES.sub("\n\n\n", text)
     return text.strip("\n").rstrip()
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether there are no lone surrogates; the quickest way to find out."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -42,6 +42,8 @@ _FULL_WIDTH_LINE = re.compile("^[^\n]*[\uff01-\uff5e][^\n]*$", re.MULTILINE)
 _EAST_ASIAN = re.compile("[\u1100-\u11ff\u2e80-\u2fff\u3001-\u31ff\u3400-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff61-\uffdc\U00020000-\U0003ffff]|[\uff01-\uff5e][\u3000 ]?$")
 _ASCII_FORMS = {0xFF01 + i: 0x21 + i for i in range(94)}
 _FULL_WIDTH_WORD = re.compile("[\uff10-\uff19\uff21-\uff3a\uff41-\uff5a]")
+_ANY = re.compile("[\x80-\x84\x86-\x9f\xc2-\xf4\ufb00-\ufb06\uff10-\uff5a]")
+"""One look that spares most texts the others."""
 _ANSI = re.compile("\x1b\\[[0-?]*[ -/]*[@-~]|\x1b\\][^\x07\x1b\n]*(?:\x07|\x1b\\\\)")
 _OVERSTRIKE = re.compile("[^\n\x08]\x08")
 
@@ -52,7 +54,7 @@ def repair(text: str) -> str:
         text = _ANSI.sub("", text)
     while "\x08" in text and (shorter := _OVERSTRIKE.sub("", text)) != text:  # bold and underlined text of terminals
         text = shorter
-    if text.isascii():
+    if text.isascii() or not _ANY.search(text):
         return text
     while _SUSPECT.search(text):  # each turn shortens the text
         mended = _mend(text)
