@@ -9,6 +9,7 @@ at once. Otherwise a sample of the input is judged.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -40,7 +41,7 @@ class Trial:
     values: dict[str, np.ndarray]
     """(D,) by rule, NaN where it doesn't apply."""
     checks: dict[str, tuple[str, float]]
-    """By rule: comparison and threshold (that of the last variant that has the rule)."""
+    """By rule: comparison and threshold (that of the variant which most documents meet)."""
     source: str
 
 
@@ -48,17 +49,17 @@ def try_rules(config: Any, ids: list[str], texts: list[str]) -> Trial:
     """Judge texts."""
     recipe = Recipe.of(config)
     verdict = judge(texts, recipe)
-    known = _known_rules(recipe)
+    known = _known_rules(recipe, verdict.profiles)
     values = {rule: verdict.values[statistic] for rule, (statistic, _, _) in known.items() if statistic in verdict.values}
     reasons = [r.rule if r else None for r in verdict.reasons]
     return Trial(ids, reasons, verdict.failed, values, {rule: (failing, limit) for rule, (_, failing, limit) in known.items()}, "sample")
 
 
-def _known_rules(recipe: Recipe) -> dict[str, tuple[str, str, float]]:
-    """Statistic, comparison and threshold of the rules whose filters list them."""
+def _known_rules(recipe: Recipe, profiles: Sequence[str]) -> dict[str, tuple[str, str, float]]:
+    """Statistic, comparison and threshold of the rules whose filters list them; of several variants that which most documents meet."""
     out = {}
-    for rules in recipe.rules.values():
-        for rule in rules:
+    for profile in sorted(recipe.rules, key=Counter(profiles).__getitem__):
+        for rule in recipe.rules[profile]:
             for name, statistic, failing in getattr(rule.filter, "CHECKS", ()):
                 threshold = getattr(rule.filter, name)
                 if threshold is not None and threshold is not False:
@@ -102,14 +103,23 @@ def _as_recipe(settings: Any) -> dict[str, Any] | None:
 
 
 def _measured_alike(old: Recipe, new: Recipe) -> bool:
-    """Whether each filter of `new` was there in `old` with the same settings but for thresholds, and texts were rewritten alike."""
+    """Whether each filter of `new` was there in `old` with the same settings but for thresholds, and saw the same text."""
     for name in PROFILES:
-        before, now = [_shape(r) for r in old.rules[name]], [_shape(r) for r in new.rules[name]]
-        if None in now or any(shape not in before for shape in now):
-            return False
-        if [r.filter for r in old.rules[name] if hasattr(r.filter, "rewrite")] and [_rewriting(r) for r in old.rules[name]] != [_rewriting(r) for r in new.rules[name]]:
+        before, now = _seen(old.rules[name]), _seen(new.rules[name])
+        if any(shape is None or (shape, earlier) not in before for shape, earlier in now):
             return False
     return True
+
+
+def _seen(rules: Sequence[Any]) -> list[tuple[Any, tuple[Any, ...]]]:
+    """Each filter's shape, and the filters that had rewritten the text before it."""
+    out: list[tuple[Any, tuple[Any, ...]]] = []
+    earlier: tuple[Any, ...] = ()
+    for rule in rules:
+        out.append((_shape(rule), earlier))
+        if hasattr(rule.filter, "rewrite"):
+            earlier = (*earlier, (_shape(rule), rule.languages, rule.excluded))
+    return out
 
 
 def _shape(rule: Any) -> Any:
@@ -118,10 +128,6 @@ def _shape(rule: Any) -> Any:
         return None
     thresholds = {name for name, _, _ in checks}
     return type(rule.filter), tuple(getattr(rule.filter, f.name) for f in fields(rule.filter) if f.name not in thresholds)
-
-
-def _rewriting(rule: Any) -> Any:
-    return (_shape(rule), rule.languages, rule.excluded) if hasattr(rule.filter, "rewrite") else None
 
 
 def _judge_recorded(recipe: Recipe, table: pa.Table, columns: dict[str, np.ndarray]) -> Trial:
@@ -151,7 +157,7 @@ def _judge_recorded(recipe: Recipe, table: pa.Table, columns: dict[str, np.ndarr
                 if not measured.all() and not was_empty[rows[~measured]].all():
                     raise KeyError(check.statistic)
                 record(check.rule, rows[measured], check.values[measured], check.failed[measured])
-    trial.checks = {rule: (failing, limit) for rule, (_, failing, limit) in _known_rules(recipe).items()}
+    trial.checks = {rule: (failing, limit) for rule, (_, failing, limit) in _known_rules(recipe, profiles.tolist()).items()}
     return trial
 
 
