@@ -13,6 +13,7 @@ are judged but not counted again.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -99,7 +100,7 @@ def merge(paths: Sequence[Path], settings: Boilerplate) -> pa.Table:
     found = []
     ranges = -(-rows // MERGE_ROWS)
     bounds = [(i << 64) // max(ranges, 1) for i in range(ranges + 1)]
-    for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+    for low, high in itertools.pairwise(bounds):
         table = _summed([part for path in paths for part in _slice(path, low, high)])
         key, domain, docs = (table.column(name).to_numpy() for name in ("key", "domain", "docs"))
         whole = totals.docs_of(domain)

@@ -18,10 +18,7 @@ import numpy as np
 
 from llmpipe.clean.language import CHARS_PER_WORD, profile
 from llmpipe.text.block import DOT, NEWLINE, Block, HashSet, Rolling, by_doc, group_equal, hash_spans
-from llmpipe.text.characters import ALPHA, CLOSING, DIGIT, ELLIPSIS, SENTENCE, SINGLE, SPACE, TERMINAL, UPPER, WORD, fmix64
-
-MAX_WALKS = 6
-"""Repeated n-grams are counted by refinement; text that needs more rounds (one word a thousand times) is walked through."""
+from llmpipe.text.characters import ALPHA, CLOSING, ELLIPSIS, SENTENCE, SINGLE, SPACE, TERMINAL, WORD, fmix64
 
 
 class Stats:
@@ -381,45 +378,18 @@ def _add_top(out: np.ndarray, places: np.ndarray, first: np.ndarray, docs: np.nd
 
 
 def _add_duplicates(out: np.ndarray, places: np.ndarray, first: np.ndarray, docs: np.ndarray, before: np.ndarray, n: int) -> None:
-    """Count characters as datatrove's walk does: an n-gram met before counts, and the walk jumps over it.
+    """Count characters as datatrove's walk does: an n-gram met before counts, and the walk jumps over it. `places` are grouped by n-gram.
 
-    `places` are grouped by n-gram. What is met before depends on what was jumped over, so this refines: take all places as
-    visited, let the walk jump, take out the places that it jumped over, until nothing changes. A place depends on earlier
-    ones alone, so a fixed point is the walk itself.
+    The walk depends on itself, so it is a loop; but only over n-grams that do occur twice.
     """
     by_place = np.argsort(places)
-    ordered = places[by_place]
-    opens = np.flatnonzero(first)
-    group = np.cumsum(first) - 1
-    visited = np.ones(len(places), bool)  # in order of n-grams
-    for _ in range(MAX_WALKS):
-        earlier = np.cumsum(visited) - visited
-        met = (earlier > earlier[opens][group])[by_place]  # an earlier visited place has the same n-gram
-        candidates = ordered[met]
-        counted = candidates[_chain(np.searchsorted(candidates, candidates + n).tolist())]
-        at = np.searchsorted(counted, ordered, side="right") - 1
-        inside = (at >= 0) & (ordered > counted[at]) & (ordered < counted[at] + n) if len(counted) else np.zeros(len(ordered), bool)
-        now = np.empty_like(visited)
-        now[by_place] = ~inside
-        if (now == visited).all():
-            break
-        visited = now
-    else:
-        counted = np.array(_walk(ordered.tolist(), group[by_place].tolist(), n), np.int64)
+    group = np.cumsum(first)[by_place]
+    counted = np.array(_walk(places[by_place].tolist(), group.tolist(), n), np.int64)
     out += np.bincount(docs[counted], before[counted + n] - before[counted], minlength=len(out))
 
 
-def _chain(following: list[int]) -> list[int]:
-    """Follow the links from the first entry to the end."""
-    out, i, end = [], 0, len(following)
-    while i < end:
-        out.append(i)
-        i = following[i]
-    return out
-
-
 def _walk(places: list[int], groups: list[int], n: int) -> list[int]:
-    """Return the places that count, one step at a time."""
+    """Return the places that count."""
     seen: set[int] = set()
     counted, beyond = [], -1
     for place, group in zip(places, groups, strict=True):

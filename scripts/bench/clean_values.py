@@ -50,7 +50,7 @@ def reference(text: str, words: list[str], stop_words: tuple[str, ...]) -> dict[
     out["ellipsis_lines"] = sum(line.rstrip().endswith(("...", "…")) for line in lines) / max(len(lines), 1)
     out["alpha_words"] = sum(any(c.isalpha() for c in w) for w in words) / count
     out["stop_words"] = len(set(stop_words) & set(words))
-    paragraphs = [p for p in _split(text.strip(), blank=True)]
+    paragraphs = list(_split(text.strip(), blank=True))
     again, chars = find_duplicates(paragraphs)
     out["dup_para_frac"], out["dup_para_char_frac"] = again / len(paragraphs), chars / len(text)
     nonempty = _split(text, blank=False)
