@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import cache
 
-from llmpipe.clean.repair import repair
+import numpy as np
+
+from llmpipe.clean.repair import repair, suspicious
 
 _NEWLINES = re.compile("\r\n|[\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029]")
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff\U000e0001]")
@@ -25,6 +28,28 @@ _SUSPECT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\xa0\xad\u1680\u2000-\u200f\u2028
 REPLACEMENT = "\ufffd"
 
 
+def _plain(text: str) -> bool:
+    """Whether no code point needs a look: a table tells it ten times as fast as the patterns."""
+    if text.isascii():
+        return not text.encode().translate(None, _PLAIN_ASCII)
+    code_points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    return not _suspects().take(code_points, mode="clip").any()
+
+
+_PLAIN_ASCII = bytes([9, 10, *range(0x20, 0x7F)])
+
+
+@cache
+def _suspects() -> np.ndarray:
+    """(0x20001,) bool by code point; what lies beyond (rare Han, tags) is looked at, which the last entry stands for."""
+    table = np.zeros(0x20001, bool)
+    chars = [*range(0x20), *range(0x7F, 0x3000), *range(0xFB00, 0x10000)]  # in between are Han, kana and Hangul
+    table[chars] = [bool(_SUSPECT.match(chr(c)) or suspicious(chr(c))) for c in chars]
+    table[[9, 10]] = False
+    table[0xD800:0xE000] = table[0x20000] = True
+    return table
+
+
 def normalize(text: str) -> str:
     """Return the text in its one form. Equal input gives equal output, and the output is a fixed point."""
     once = _normalize(text)
@@ -34,11 +59,14 @@ def normalize(text: str) -> str:
 
 
 def _normalize(text: str) -> str:
-    if not text.isascii() or "\x1b" in text or "\x08" in text:
+    plain = _plain(text)
+    if plain and not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+    elif not plain:
         if not _is_utf8(text):  # JSON written by JavaScript or Java: two halves are one character
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         text = unicodedata.normalize("NFC", repair(text))
-    if _SUSPECT.search(text):
+    if not plain and _SUSPECT.search(text):
         text = _NEWLINES.sub("\n", text)
         text = _CONTROLS.sub("", text)
         text = _STRANGE_SPACES.sub(" ", text)

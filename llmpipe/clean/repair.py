@@ -48,6 +48,11 @@ _ANSI = re.compile("\x1b\\[[0-?]*[ -/]*[@-~]|\x1b\\][^\x07\x1b\n]*(?:\x07|\x1b\\
 _OVERSTRIKE = re.compile("[^\n\x08]\x08")
 
 
+def suspicious(char: str) -> bool:
+    """Whether a text with this character must go through `repair`."""
+    return char in "\x08\x1b" or _ANY.match(char) is not None
+
+
 def repair(text: str) -> str:
     """Return the text with such faults mended. Newlines, spaces and control characters are `normalize`'s part."""
     if "\x1b" in text:
