@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -90,36 +89,41 @@ def write_input(path: Path, texts: Sequence[str]) -> Path:
 
 def run(command: Sequence[object], *, environ: dict[str, str] | None = None) -> tuple[float, float, float]:
     """Run a command; return its wall time and CPU time in seconds and the highest memory of its process tree in MiB."""
-    start, peak, before = time.monotonic(), 0.0, resource.getrusage(resource.RUSAGE_CHILDREN)
+    start, peak, ticks = time.monotonic(), 0.0, {}
     with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
         process = subprocess.Popen([str(c) for c in command], stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **(environ or {})})
         while process.poll() is None:
-            peak = max(peak, tree_mib(process.pid))
+            tree = look(process.pid)
+            peak = max(peak, sum(mib for mib, _ in tree.values()))
+            ticks.update((pid, spent) for pid, (_, spent) in tree.items())
             time.sleep(0.02)
         if process.returncode:
             log.seek(0)
             sys.exit(f"{command[0]} failed:\n{log.read()[-3000:]}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.monotonic() - start, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, peak
+    return time.monotonic() - start, sum(ticks.values()) / os.sysconf("SC_CLK_TCK"), peak
 
 
-def tree_mib(root: int) -> float:
-    """Return the resident memory of a process and all below it (shared pages count once for each)."""
-    parents, resident = {}, {}
+def look(root: int) -> dict[int, tuple[float, int]]:
+    """Return resident MiB (shared pages count once for each) and CPU ticks of a process and all below it.
+
+    Asked of /proc, since a pool that is not waited for does not show in its parent's times.
+    """
+    parents, figures = {}, {}
+    page = os.sysconf("SC_PAGE_SIZE") / (1 << 20)
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
                 fields = Path(f"/proc/{entry}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            parents[int(entry)], resident[int(entry)] = int(fields[1]), int(fields[21])
-    total = 0
-    for pid in parents:
-        at = pid
-        while at not in (root, 0) and at in parents:
-            at = parents[at]
-        total += resident[pid] if at == root else 0
-    return total * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+            parents[int(entry)], figures[int(entry)] = int(fields[1]), (int(fields[21]) * page, int(fields[11]) + int(fields[12]))
+    return {pid: figures[pid] for pid in parents if _below(pid, root, parents)}
+
+
+def _below(pid: int, root: int, parents: dict[int, int]) -> bool:
+    while pid not in (root, 0) and pid in parents:
+        pid = parents[pid]
+    return pid == root
 
 
 def llmpipe(source: Path, target: Path, workers: int) -> tuple[float, float, float]:

@@ -55,3 +55,21 @@ def test_a_chinese_page_full_of_english_names_is_chinese_and_a_name_in_chinese_l
 
 def test_profiles():
     assert [profile(c) for c in ("en", "zh", "ja", "th", "de", "und")] == ["en", "zh", "characters", "characters", "words", "words"]
+
+
+def test_short_text_code_and_tables_become_no_exotic_language():
+    code = "for (int i = 0; i < n; ++i) {\n    buf[i] = htonl(x->y[i]);\n}\nreturn kmalloc(sz, GFP_KERNEL);\n" * 5
+    table = "id,qty,sku\n1,20,AX-11\n2,35,BX-12\n3,7,CX-13\n" * 10
+    short = ["OK", "Login | Register", "John Smith", "GET /index.html HTTP/1.1", "iPhone 15 Pro Max", "1.2.3.4", "x = 1"]
+    codes, scores = identify(Block([code, table, *short]))
+    assert set(codes) <= {"en", "und"} and codes[2:] == ["und"] * len(short) and not scores[2:].any()
+    assert identify(Block(["北京", "東京タワーへ行く", "서울"]))[0] == ["zh", "ja", "ko"]
+
+
+def test_english_is_known_by_its_words_and_other_languages_are_not_taken_for_it():
+    from llmpipe.clean.language import _english
+
+    manual = "The option is used by the program when it has been called with a file that was not found. " * 3
+    mixed = LANGUAGES["de"] * 3 + manual[:90]
+    known = _english(Block([manual, mixed, LANGUAGES["fr"] * 4, "def the(x): return x\n" * 9])) > 0
+    assert known.tolist() == [True, False, False, False]
