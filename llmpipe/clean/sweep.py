@@ -45,10 +45,9 @@ class Trial:
     source: str
 
 
-def try_rules(config: Any, ids: list[str], texts: list[str]) -> Trial:
+def try_rules(recipe: Recipe, ids: list[str], texts: list[str], urls: list[str | None]) -> Trial:
     """Judge texts."""
-    recipe = Recipe.of(config)
-    verdict = judge(texts, recipe)
+    verdict = judge(texts, recipe, urls)
     known = _known_rules(recipe, verdict.profiles)
     values = {rule: verdict.values[statistic] for rule, (statistic, _, _) in known.items() if statistic in verdict.values}
     reasons = [r.rule if r else None for r in verdict.reasons]
@@ -67,6 +66,9 @@ def _known_rules(recipe: Recipe, profiles: Sequence[str]) -> dict[str, tuple[str
     return out
 
 
+_JUDGED_OTHERWISE = ("urls", "bad_words", "toxicity", "quality", "perplexity")
+"""Settings whose rules need more than the values: addresses, words, models."""
+
 # --- from values ----------------------------------------------------------------------------------------------------
 
 
@@ -82,6 +84,8 @@ class _Recorded:
 
 def reuse_values(config: Any, made_with: dict[str, Any], output: Path, shards: Sequence[str], make: Callable[..., Any]) -> Trial | None:
     """Apply a config's rules to the values of an output made with another config; None where they don't suffice."""
+    if any(getattr(config, name) is not None or made_with.get(name) is not None for name in _JUDGED_OTHERWISE):
+        return None
     names = [name for name in shards if name.startswith("values/")]
     try:
         old = Recipe.of(make(**{k: v for k, v in made_with.items() if k in ("presets", "filters", "languages", "min_language_score", "pii")}))
