@@ -16,10 +16,9 @@ import numpy as np
 
 from llmpipe.clean.repair import repair, suspicious
 
-_NEWLINES = re.compile("\r\n|[\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029]")
+_NEWLINES = re.compile("[\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029]")
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff\U000e0001]")
 _STRANGE_SPACES = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f]")
-_TRAILING = re.compile("[ \t\u3000]+\n")
 _BLANK_LINES = re.compile("\n{4,}")
 _JOINERS = re.compile("(?<![\u0600-\u0fff\u1000-\u109f\u1780-\u17ff\u2190-\u2bff\ufe0f\U0001f000-\U0001faff])[\u200c\u200d]")
 _TAGS = re.compile("(?<!\U0001f3f4)(?<![\U000e0020-\U000e007f])[\U000e0020-\U000e007f]+")
@@ -52,32 +51,39 @@ def _suspects() -> np.ndarray:
 
 def normalize(text: str) -> str:
     """Return the text in its one form. Equal input gives equal output, and the output is a fixed point."""
-    once = _normalize(text)
-    while once != text and not once.isascii():  # what was taken out may have held two parts of a fault together; rare
-        text, once = once, _normalize(once)
-    return once
-
-
-def _normalize(text: str) -> str:
-    plain = _plain(text)
-    if plain and not text.isascii():
+    if not _plain(text):
+        mended = _mend(text)
+        while mended != text:  # what was taken out may have held two parts of a fault apart
+            text, mended = mended, _mend(mended)
+    elif not text.isascii():
         text = unicodedata.normalize("NFC", text)
-    elif not plain:
-        if not _is_utf8(text):  # JSON written by JavaScript or Java: two halves are one character
-            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        text = unicodedata.normalize("NFC", repair(text))
-    if not plain and _SUSPECT.search(text):
-        text = _NEWLINES.sub("\n", text)
-        text = _CONTROLS.sub("", text)
-        text = _STRANGE_SPACES.sub(" ", text)
-        text = _JOINERS.sub("", text)
-        text = _TAGS.sub("", text)
-        text = unicodedata.normalize("NFC", text)  # what stood between two marks may be gone
-    if " \n" in text or "\t\n" in text or "\u3000\n" in text:
-        text = _TRAILING.sub("\n", text)
+    if " \n" in text or "\t\n" in text or "\u3000\n" in text:  # no pattern: it would try every space of an indentation
+        text = "\n".join([line.rstrip(" \t\u3000") for line in text.split("\n")])
     if "\n\n\n\n" in text:
         text = _BLANK_LINES.sub("\n\n\n", text)
     return text.strip("\n").rstrip()
+
+
+def _mend(text: str) -> str:
+    if not _is_utf8(text):  # JSON written by JavaScript or Java: two halves are one character
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    text = unicodedata.normalize("NFC", repair(text))
+    if "\r\n" in text:
+        text = text.replace("\r\n", "\n")
+    text, changes = _SUSPECT.subn(_replacement, text)
+    if changes:
+        if "\u200c" in text or "\u200d" in text:
+            text = _JOINERS.sub("", text)
+        text = _TAGS.sub("", text)
+        text = unicodedata.normalize("NFC", text)  # what stood between two marks may be gone
+    return text
+
+
+def _replacement(found: re.Match[str]) -> str:
+    char = found[0]
+    if _CONTROLS.match(char):
+        return ""
+    return "\n" if _NEWLINES.match(char) else " " if _STRANGE_SPACES.match(char) else char
 
 
 def _is_utf8(text: str) -> bool:
