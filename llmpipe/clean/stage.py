@@ -40,11 +40,12 @@ PII_KINDS = ("secret", "email", "ip", "id_number", "bank_card", "phone", "accoun
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     presets: list[str] = field(default_factory=lambda: ["fineweb"])
-    """Sets of filters with published thresholds, applied in order: gopher, c4, fineweb, fineweb2-zh. The variant (English,
-    Chinese, other languages with or without spaces) follows each document's language."""
+    """Sets of filters with published thresholds, applied in order: gopher, c4, c4-paper, mc4, fineweb, fineweb2-zh, refinedweb, dclm.
+    The variant (English, Chinese, other languages with or without spaces) follows each document's language."""
     filters: list[Any] = field(default_factory=list)
     """Single filters by name, or `{name: {threshold: value}}` to override thresholds of a preset, `{name: off}` to leave one
-    out. Names: length, encoding, gopher_repetition, gopher_quality, c4, fineweb_quality, or package.module:Name for your own."""
+    out. Names: length, encoding, gopher_repetition, gopher_quality, c4, c4_paragraphs,
+    fineweb_quality, lines, or package.module:Name for your own."""
     languages: list[str] = field(default_factory=list)
     """Keep only documents in these (BCP-47: en, zh, ja, …); none: keep all."""
     min_language_score: float = 0.0
