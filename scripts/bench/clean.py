@@ -30,7 +30,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llmpipe.data.docs import doc_id, read_docs, write_docs
+from llmpipe.data.docs import read_docs, write_docs
+from llmpipe.data.ids import doc_id
 from llmpipe.data.manifest import NAME, Generation, Manifest, find_manifest, write_manifest
 
 DATATROVE = """

@@ -9,7 +9,8 @@ import pytest
 
 from llmpipe.clean import boilerplate
 from llmpipe.clean.boilerplate import Boilerplate, Frozen, count_lines, domain_of, merge
-from llmpipe.data.docs import doc_id, read_docs, write_parquet
+from llmpipe.data.docs import read_docs, write_parquet
+from llmpipe.data.ids import doc_id
 from tests.inprocess import run
 from tests.killing import digests, kill_until_done
 from tests.material import chinese, english, write_docs_dir
