@@ -8,12 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmpipe.data import docs
+from llmpipe.data.ids import content_hash, doc_id
 from llmpipe.data.manifest import find_manifest
 from llmpipe.errors import InputError
 from tests.material import bilingual_rows, write_docs_dir
 
 ROW = {
-    "id": docs.doc_id("http://例子.example/"), "url": "http://例子.example/", "text": "你好, world 🌍\n第二行", "title": "标题",
+    "id": doc_id("http://例子.example/"), "url": "http://例子.example/", "text": "你好, world 🌍\n第二行", "title": "标题",
     "language": "zh", "language_score": 0.5, "fetched_at": datetime(2026, 1, 2, tzinfo=UTC), "meta": {"状态": 200, "encoding": "gb18030", "none": None},
 }
 
@@ -27,7 +28,7 @@ def test_pyarrow_pandas_and_datasets_read_the_same_rows(tmp_path, monkeypatch):
     docs.write_docs(path, [ROW, *bilingual_rows(3)])
     assert pq.read_table(path).schema.equals(docs.SCHEMA)
     first = pq.read_table(path).to_pylist()[0]
-    assert first["text"] == ROW["text"] and first["op"] == "new" and first["content_hash"] == docs.content_hash(ROW["text"])
+    assert first["text"] == ROW["text"] and first["op"] == "new" and first["content_hash"] == content_hash(ROW["text"])
     assert first["meta"] == [{"key": "encoding", "value": "gb18030"}, {"key": "状态", "value": "200"}]
     frame = pandas.read_parquet(path)
     assert frame["text"][0] == ROW["text"] and str(frame["fetched_at"][0]) == "2026-01-02 00:00:00+00:00"
