@@ -97,6 +97,8 @@ def _score_row(score: Score, *, system: str, **fields: Any) -> dict[str, Any]:
 
 def _language(config: Config, work: Work, given: Input, task: Task) -> tuple[Report, int]:
     model, shape = load_model(given.path, device=config.device)
+    if shape.stack != "decoder":
+        raise UsageError(f"{given.path} is an {shape.stack}, which gives a text no probability", hint="its val_loss is in metrics.jsonl; finetune it to score it on a task")
     window = min(config.window or shape.max_seq_len, shape.max_seq_len)
     encoder = Encoder.for_model(given.path, max_length=window, stride=min(config.stride or window // 2, window))
     rows = language_rows(config, work, encoder)

@@ -4,13 +4,14 @@
     for made in sampler.continue_text("import asyncio", config): print(made.text)
 
 The prompt passes through the model once for all its samples; then one token a step. When the model's length is
-full, the older half of the context is dropped and the newer half read again.
+full, the older half of the context is dropped and the newer half read again. An encoder-decoder reads the prompt in its
+encoder, and what its decoder writes is the answer to it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -64,9 +65,12 @@ class Sampler:
     def load(cls, directory: Path, *, device: str = "cpu") -> Sampler:
         if class_labels(directory) is not None:
             raise UsageError(f"{directory} is a classifier, which writes no text", hint="generate with the model that it was finetuned from")
-        model, _ = load_model(directory, device=device)
+        model, config = load_model(directory, device=device)
+        if config.stack == "encoder":
+            raise UsageError(f"{directory} is an encoder, which fills in masks and writes no text", hint="generate with a decoder or an encoder-decoder")
         ids = special_ids(directory)
-        return cls(model, load_tokenizer(directory), start=ids.get("bos_token_id"), stop=ids.get("eos_token_id"))
+        start = ids.get("bos_token_id" if config.stack == "decoder" else "pad_token_id")
+        return cls(model, load_tokenizer(directory), start=start, stop=ids.get("eos_token_id"))
 
     def continue_text(self, prompt: str, settings: Settings, *, number: int = 0) -> list[Continuation]:
         """Return `num_samples` continuations. Bytes at the end that make no whole character are left out."""
@@ -110,6 +114,7 @@ class Sampler:
         """Yield the next token of every sample, (N,), `max_new_tokens` times; it is for the caller to stop."""
         config, n = self.model.config, settings.num_samples
         generators = [sample_generator(settings.seed, number, i) for i in range(n)]
+        read, prompt = self._reader(prompt)
         context = torch.tensor([prompt[-config.max_seq_len :]], device=self.device).expand(n, -1)
         cache: KVCache | None = None
         new = context
@@ -120,16 +125,30 @@ class Sampler:
                 length = min(config.max_seq_len, context.shape[1] + settings.max_new_tokens)
                 shared = cache is None  # all samples have the same prompt: read it once
                 cache = KVCache(config, batch_size=1 if shared else n, max_len=length, device=self.device)
-                hidden = self.model.hidden(context[:1] if shared else context, cache=cache)[:, -1]
+                hidden = read(context[:1] if shared else context, cache)[:, -1]
                 if shared and n > 1:
                     cache.select(torch.zeros(n, dtype=torch.long, device=self.device))
                     hidden = hidden.expand(n, -1)
             else:
-                hidden = self.model.hidden(new, cache=cache)[:, -1]
+                hidden = read(new, cache)[:, -1]
             chosen = choose(self.model.logits(hidden), settings, generators)
             new = chosen[:, None]
             context = torch.cat([context, new], 1)
             yield chosen
+
+    def _reader(self, prompt: list[int]) -> tuple[Callable[[Tensor, KVCache], Tensor], list[int]]:
+        """Return the pass from new tokens and a cache to hidden states, and the tokens that it starts with."""
+        if self.model.config.stack == "decoder":
+            return lambda ids, cache: self.model.hidden(ids, cache=cache), prompt
+        if self.start is None or self.stop is None:
+            raise InputError("an encoder-decoder needs a padding token to start from and an end token, and the tokenizer does not name both")
+        source = torch.tensor([[*prompt[-(self.model.config.max_seq_len - 1) :], self.stop]], device=self.device)
+        memory = self.model.encode(source)
+
+        def read(ids: Tensor, cache: KVCache) -> Tensor:
+            return self.model.hidden(source, decoder_ids=ids, memory=memory.expand(len(ids), -1, -1), cache=cache)
+
+        return read, [self.start]
 
 
 def choose(logits: Tensor, settings: Settings, generators: list[torch.Generator]) -> Tensor:

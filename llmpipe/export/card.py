@@ -14,8 +14,8 @@ from typing import Any
 from llmpipe.data.docs import read_docs
 from llmpipe.data.files import atomic_write, read_json
 from llmpipe.export.lineage import Step, lineage, reports
+from llmpipe.models.families import FAMILIES, family_of, load_config
 from llmpipe.models.heads import class_labels
-from llmpipe.models.hf import load_config
 from llmpipe.report import markdown_table
 
 MAX_SOURCES = 20
@@ -27,7 +27,7 @@ def write_card(model: Path, output: Path, *, name: str | None, license: str | No
     steps = lineage(model)
     labels = class_labels(model)
     languages, sources, licenses, documents = _data(steps)
-    front = ["---", "library_name: transformers", f"pipeline_tag: {'text-generation' if labels is None else 'text-classification'}", f"license: {license or 'unknown'}"]
+    front = ["---", "library_name: transformers", f"pipeline_tag: {_pipeline(model, labels)}", f"license: {license or 'unknown'}"]
     if languages:
         front += ["language:", *(f"- {code}" for code, _ in languages.most_common() if code != "unknown")]
     sections = [
@@ -36,7 +36,7 @@ def write_card(model: Path, output: Path, *, name: str | None, license: str | No
         _read(steps, languages, sources, licenses, documents),
         _training(steps),
         _scores(model),
-        _use(labels),
+        _use(_pipeline(model, labels)),
     ]
     path = output / "README.md"
     atomic_write(path, "\n".join(s for s in sections if s))
@@ -45,9 +45,10 @@ def write_card(model: Path, output: Path, *, name: str | None, license: str | No
 
 def _what(model: Path, labels: list[str] | None) -> str:
     config = load_config(model)
-    kind = "A decoder-only language model" if labels is None else f"A text classifier ({len(labels)} labels: {', '.join(labels[:20])}{', …' if len(labels) > 20 else ''})"
+    names = {"decoder": "A decoder-only language model", "encoder": "A masked language model", "encoder-decoder": "An encoder-decoder from text to text"}
+    kind = names[config.stack] if labels is None else f"A text classifier ({len(labels)} labels: {', '.join(labels[:20])}{', …' if len(labels) > 20 else ''})"
     rows = [[key, f"{getattr(config, key):,}"] for key in SHAPE]
-    return f"{kind} trained with llmpipe, in the layout of {'Qwen3' if config.qk_norm else 'Llama'}.\n\n" + markdown_table(("", ""), rows)
+    return f"{kind} trained with llmpipe, in the layout of {FAMILIES[family_of(config)].architecture.partition('For')[0].removesuffix('LMHeadModel')}.\n\n" + markdown_table(("", ""), rows)
 
 
 def _data(steps: list[Step]) -> tuple[Counter[str], Counter[str], Counter[str], int]:
@@ -104,9 +105,23 @@ def _scores(model: Path) -> str:
     return "## Scores\n\n" + markdown_table(("task", "metric", "system", "value", "95 % interval", "n"), rows) if rows else "## Scores\n\nNot evaluated, as far as the directories beside the model tell.\n"
 
 
-def _use(labels: list[str] | None) -> str:
-    task = "text-generation" if labels is None else "text-classification"
-    return f'## Use\n\n```python\nfrom transformers import pipeline\n\nprint(pipeline("{task}", model="PATH_OF_THIS_DIRECTORY")("…"))\n```\n'
+def _pipeline(model: Path, labels: list[str] | None) -> str:
+    """Name what the model does as model hubs do."""
+    if labels is not None:
+        return "text-classification"
+    return {"decoder": "text-generation", "encoder": "fill-mask", "encoder-decoder": "text2text-generation"}[load_config(model).stack]
+
+
+def _use(task: str) -> str:
+    lines = {
+        "fill-mask": ["from transformers import pipeline", "", 'fill = pipeline("fill-mask", model="PATH_OF_THIS_DIRECTORY")', 'print(fill(f"… {fill.tokenizer.mask_token} …"))'],
+        "text2text-generation": [  # transformers has no pipeline for it any more
+            "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer", "", 'path = "PATH_OF_THIS_DIRECTORY"',
+            "model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)",
+            'print(tokenizer.decode(model.generate(**tokenizer("…", return_tensors="pt"))[0]))',
+        ],
+    }.get(task, ["from transformers import pipeline", "", f'print(pipeline("{task}", model="PATH_OF_THIS_DIRECTORY")("…"))'])  # fmt: skip
+    return "\n".join(["## Use", "", "```python", *lines, "```", ""])
 
 
 def _shown(value: Any) -> str:

@@ -40,8 +40,9 @@ def export(model: Path, output: Path, *, dtype: str, info: dict[str, Any]) -> li
     if load_tokenizer(output).encode(PROBE).ids[: original.config.max_seq_len] != ids:
         raise LlmpipeError(f"{output}: the exported tokenizer gives other ids than that of {model}", hint="this is a defect of llmpipe; please report it with the tokenizer")
     probe = (torch.tensor([ids]),) if labels is None else (torch.tensor([ids]), torch.tensor([len(ids)]))
+    more = {"decoder_ids": probe[0].flip(1)} if original.config.stack == "encoder-decoder" else {}
     with torch.no_grad():
-        difference = (original(*probe) - copy(*probe)).abs().max().item()
+        difference = (original(*probe, **more) - copy(*probe, **more)).abs().max().item()
     if not difference <= TOLERANCE[dtype]:  # also catches NaN
         raise LlmpipeError(f"{output}: logits of the exported model differ by {difference:.3g} from those of {model}", hint="export with dtype=float32" if dtype != "float32" else None)
     info.update(parameters=sum(p.numel() for p in original.parameters()), max_difference=difference)

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 
 from llmpipe.data.files import read_json, write_json
 from llmpipe.errors import InputError
-from llmpipe.models.hf import config_json, load_config, load_weights, save_weights
-from llmpipe.models.transformer import Decoder, ModelConfig, Transformer
+from llmpipe.models.families import FAMILIES, family_of
+from llmpipe.models.hf import config_json, load_config, load_weights, our_weights, save_weights, their_weights
+from llmpipe.models.transformer import ModelConfig, Stack, Transformer
 from llmpipe.tokenizer.directory import save_tokenizer, special_ids
-
-ARCHITECTURES = {"qwen3": "Qwen3ForSequenceClassification", "llama": "LlamaForSequenceClassification"}
 
 
 class SequenceClassifier(nn.Module):
@@ -30,8 +29,10 @@ class SequenceClassifier(nn.Module):
 
     def __init__(self, config: ModelConfig, *, num_labels: int) -> None:
         super().__init__()
+        if FAMILIES[family_of(config)].classifier is None:
+            raise InputError(f"a {family_of(config)} model cannot be finetuned here yet", hint=f"take one of {', '.join(name for name, f in FAMILIES.items() if f.classifier)}")
         self.config = config
-        self.model = Decoder(config)
+        self.model = Stack(config)
         self.score = nn.Linear(config.dim, num_labels, bias=False)
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
@@ -55,9 +56,9 @@ def save_classifier(directory: Path, classifier: SequenceClassifier, *, labels: 
     `tokenizer` is the directory that the tokenizer's files are copied from; `max_length` what it cuts texts at.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    weights = {name: t.detach().to("cpu", dtype or torch.float32).contiguous() for name, t in classifier.state_dict().items()}
+    weights = their_weights(classifier.config, {name: t.detach().to("cpu", dtype or torch.float32) for name, t in classifier.state_dict().items()})
     config = config_json(classifier.config, dtype or torch.float32)
-    config["architectures"] = [ARCHITECTURES[config["model_type"]]]
+    config["architectures"] = [FAMILIES[config["model_type"]].classifier]
     config["id2label"] = {str(i): label for i, label in enumerate(labels)}
     config["label2id"] = {label: i for i, label in enumerate(labels)}
     config["problem_type"] = "single_label_classification"
@@ -73,13 +74,11 @@ def load_classifier(directory: Path, *, device: torch.device | str = "cpu") -> t
     labels = class_labels(directory)
     if labels is None:
         raise InputError(f"{directory}: not a classifier", hint="llmpipe finetune --model DIR --input ROWS --output DIR makes one")
-    weights = load_weights(directory)
+    config, weights = load_config(directory), load_weights(directory)
     with torch.device("meta"):
-        classifier = SequenceClassifier(load_config(directory), num_labels=len(labels))
-    wanted = {name: tuple(p.shape) for name, p in classifier.state_dict().items()}
-    if wanted != {name: tuple(t.shape) for name, t in weights.items()}:
-        raise InputError(f"{directory}: weights and config.json do not fit", hint=f"llmpipe verify {directory}")
-    classifier.load_state_dict({name: t.to(device=device, dtype=torch.float32) for name, t in weights.items()}, assign=True)
+        classifier = SequenceClassifier(config, num_labels=len(labels))
+    ours = our_weights(FAMILIES[family_of(config)], {name: tuple(p.shape) for name, p in classifier.state_dict().items()}, weights, directory)
+    classifier.load_state_dict({name: t.to(device=device, dtype=torch.float32).contiguous() for name, t in ours.items()}, assign=True)
     return classifier.requires_grad_(True).eval(), labels
 
 

@@ -24,23 +24,26 @@ from llmpipe.data import tokens as tokens_module
 from llmpipe.data.files import atomic_write, read_json, write_json
 from llmpipe.data.tokens import TokensDir, TokenSplit
 from llmpipe.errors import InputError, UsageError
-from llmpipe.models.hf import save_model
+from llmpipe.models.hf import load_model, load_tokenizer, save_model
 from llmpipe.models.linear_loss import IGNORE, linear_cross_entropy
 from llmpipe.models.regularized_loss import regularized_cross_entropy
-from llmpipe.models.transformer import ModelConfig, Transformer
+from llmpipe.models.transformer import Transformer
 from llmpipe.pretrain.curves import curves
-from llmpipe.pretrain.shape import MIN_BATCH_TOKENS, MIN_STEPS, Shape, shape_of, with_steps
+from llmpipe.pretrain.shape import MIN_BATCH_TOKENS, MIN_STEPS, Shape, fitting_objective, shape_of, with_steps
 from llmpipe.pretrain.stage import Config
+from llmpipe.pretrain.validation import evaluate_objective
 from llmpipe.training.batches import make_samples
 from llmpipe.training.compute import autocast, equip, free_memory, peak_flops, prepare
 from llmpipe.training.loop import OutOfMemory, Run, State, step, train
 from llmpipe.training.metrics import read_metrics, trackers
-from llmpipe.training.objectives import OBJECTIVES
+from llmpipe.training.objectives import make_objective
 from llmpipe.training.optim import default_lr, make_optimizers, schedule
 from llmpipe.training.parallel import World, join, reshard, shard, whole_state
+from llmpipe.training.settings import OptimizerConfig
 from llmpipe.work import Counts, Work
 
 NUM_EVALUATIONS = 10
+MAX_POST_NORM_LR = 2e-3  # of a BERT with 150,000 parameters, whose tables would get 0.02: loss 2.8 in place of 3.4 after 400 steps
 PROBE_STEPS = 3  # after one that warms up
 SLOW_STEP_S = 10.0  # a step that takes this long is timed once: noise is small beside it
 MAX_GROUPS = 20  # languages or sources in a line of metrics
@@ -50,6 +53,8 @@ def pretrain(config: Config, work: Work) -> Counts:
     prepare(device=config.device, threads=config.threads)
     world = join(device=config.device)
     tokens = open_tokens(work)
+    if config.init is not None:
+        check_vocabulary(config.init, tokens.tokenizer)
     shape = shape_of(config, vocab_size=tokens.vocab_size)
     if shape.batch_size % world.size:
         raise UsageError(f"{shape.batch_size} sequences a step are not divisible among {world.size} processes", hint=f"set batch_tokens to a multiple of {world.size * shape.seq_len}")
@@ -64,9 +69,12 @@ def pretrain(config: Config, work: Work) -> Counts:
         work.log.info("%d processes, %d sequences a step each", world.size, shape.batch_size // world.size)
     run = make_run(config, shape, split, work.output, world=world, peak=peak_flops(config.device, config.dtype))
     valid = tokens.split("valid")
-    evaluate = make_evaluate(run.model, valid, tokens.token_bytes(), config, shape, world) if len(valid) > 1 else None
+    if config.objective == "clm":
+        evaluate = make_evaluate(run.model, valid, tokens.token_bytes(), config, shape, world) if len(valid) > 1 else None
+    else:
+        evaluate = evaluate_objective(run, valid, config, shape)
     if evaluate is None:
-        work.log.warning("%s has no valid split, so there is no val_bpb; tokenize with a larger valid_fraction", tokens.path)
+        work.log.warning("%s has too little in its valid split to evaluate on; tokenize with a larger valid_fraction", tokens.path)
     sinks = partial(trackers, config.track, work.output, title=work.output.name)
     run = replace(run, evaluate=evaluate, sample=make_sample(config, run.model, tokens, work.output, world), progress=work.progress.update, sinks=sinks)
     final = train(run)
@@ -95,12 +103,12 @@ def make_run(config: Config, shape: Shape, split: TokenSplit, output: Path, *, w
     model = make_model(config, shape, separator=split.eos_id)
     equip(model, device=config.device, dtype=config.dtype, checkpoint_activations=config.checkpoint_activations, compiled=bool(config.compile))
     shard(model, world, device=config.device, dtype=config.dtype)
-    objective = OBJECTIVES[config.objective]()
+    objective = make_objective(config.objective or fitting_objective(config), noise=config.noise, seed=config.seed, tokenizer=Path(split.path) / "tokenizer")
     steps = shape.steps or 1
     return Run(
         model=model,
-        optimizers=make_optimizers(model, config.optim, name=config.optimizer, lr=config.lr or default_lr(config.optimizer, shape.num_params), dtype=config.dtype),
-        samples=make_samples(split, config.mixture, window=objective.window(shape.seq_len), seed=config.seed, num_samples=steps * shape.batch_size),
+        optimizers=make_optimizers(model, _optimizer(config, shape), name=config.optimizer, lr=config.lr or default_lr(config.optimizer, shape.num_params), dtype=config.dtype),
+        samples=make_samples(split, config.mixture, window=objective.window(shape.seq_len), seed=config.seed, num_samples=steps * shape.batch_size, overlap=objective.overlap),
         objective=objective,
         steps=steps,
         batch_size=shape.batch_size,
@@ -125,11 +133,23 @@ def make_run(config: Config, shape: Shape, split: TokenSplit, output: Path, *, w
     )
 
 
+def _optimizer(config: Config, shape: Shape) -> OptimizerConfig:
+    """Lower the rate that Muon's runs give to all but the blocks' matrices in post-norm models, whose norms and biases drift at the one that suits tables."""
+    if shape.model.norm_place == "pre" or config.optim.embed_lr is not None:
+        return config.optim
+    return replace(config.optim, embed_lr=min(MAX_POST_NORM_LR, default_lr("adamw", shape.num_params)))
+
+
 def make_model(config: Config, shape: Shape, *, separator: int | None = None) -> Transformer:
-    """Make the model from the seed. Drawn on the CPU: the same on every device and any number of processes."""
-    model = empty_model(config, shape)
-    assert sum(p.numel() for p in model.parameters()) == shape.num_params
-    model.initialize(torch.Generator().manual_seed(config.seed))
+    """Make the model from the seed, or from `init`. Drawn on the CPU: the same on every device and any number of processes."""
+    if config.init is None:
+        model = empty_model(config, shape)
+        assert sum(p.numel() for p in model.parameters()) == shape.num_params
+        model.initialize(torch.Generator().manual_seed(config.seed))
+    else:
+        loaded, found = load_model(config.init)
+        model = Transformer(replace(found, dropout=shape.model.dropout, attention_dropout=shape.model.attention_dropout))
+        model.load_state_dict(loaded.state_dict())
     if config.loss.label_smoothing or config.loss.z_loss:
         model.training_loss = partial(regularized_cross_entropy, label_smoothing=config.loss.label_smoothing, z_loss=config.loss.z_loss)
     model.model.separator = separator if config.doc_mask else None
@@ -137,13 +157,17 @@ def make_model(config: Config, shape: Shape, *, separator: int | None = None) ->
 
 
 def empty_model(config: Config, shape: Shape) -> Transformer:
-    return Transformer(
-        ModelConfig(
-            vocab_size=shape.vocab_size, num_layers=shape.num_layers, dim=shape.dim, num_heads=shape.num_heads, num_kv_heads=shape.num_kv_heads,
-            head_dim=shape.head_dim, ffn_dim=shape.ffn_dim, rope_theta=config.model.rope_theta, qk_norm=config.model.qk_norm,
-            tie_embeddings=config.model.tie_embeddings, max_seq_len=shape.seq_len,
-        )
-    )
+    return Transformer(shape.model)
+
+
+def check_vocabulary(init: Path, tokenizer: Path) -> None:
+    """Refuse to train a model on tokens that another tokenizer made: each id would mean something else."""
+    model, tokens = (load_tokenizer(path).get_vocab() for path in (init, tokenizer))
+    if model == tokens:
+        return
+    wrong = next((t for t in sorted(tokens, key=tokens.__getitem__) if model.get(t) != tokens[t]), None)
+    example = f"id {tokens[wrong]} is {wrong!r} in the tokens, and {load_tokenizer(init).id_to_token(tokens[wrong])!r} for the model" if wrong is not None else f"{len(model):,} entries beside {len(tokens):,}"
+    raise InputError(f"{init}: its tokenizer is not the one that made the tokens ({example})", hint=f"llmpipe tokenize --tokenizer {init} makes tokens for this model")
 
 
 # --- what is tried out at the start, once, and stored ----------------------------------------------------------------
@@ -308,7 +332,7 @@ def make_sample(config: Config, model: Transformer, tokens: TokensDir, output: P
         return None
     from llmpipe.evaluate.generate import Config as Settings
     from llmpipe.evaluate.sampling import Sampler
-    from llmpipe.models.hf import load_tokenizer, special_ids
+    from llmpipe.models.hf import special_ids
 
     ids = special_ids(tokens.tokenizer)
     sampler = Sampler(model, load_tokenizer(tokens.tokenizer), start=ids.get("bos_token_id", tokens.eos_id), stop=ids.get("eos_token_id", tokens.eos_id))
@@ -333,7 +357,7 @@ def _write(config: Config, shape: Shape, work: Work, model: Transformer, tokens:
         weights = whole_state(model, world)
         if not world.leads:
             return
-        model = empty_model(config, shape)
+        model = Transformer(model.config)
         model.load_state_dict(weights)
     for path in save_model(work.output, model, tokenizer=tokens.tokenizer):
         work.add_file(path)

@@ -15,10 +15,11 @@ import torch
 from llmpipe.data.tokens import TokenSplit
 from llmpipe.errors import UsageError
 from llmpipe.pretrain.job import empty_model, make_run, open_tokens, seconds_per_step, shape_for_hours
-from llmpipe.pretrain.shape import Shape, shape_of
+from llmpipe.pretrain.shape import Shape, fitting_objective, shape_of
 from llmpipe.pretrain.stage import DEFAULT_TOKENS_PER_PARAM, Config
 from llmpipe.training.batches import make_samples
 from llmpipe.training.compute import DEVICES, free_memory, known_device, peak_flops, prepare
+from llmpipe.training.objectives import OBJECTIVES
 from llmpipe.training.parallel import blocks
 from llmpipe.work import Work
 
@@ -44,9 +45,10 @@ def plan_run(config: Config, work: Work) -> dict[str, Any]:
     peak = peak_flops(config.device, config.dtype)
     speed = shape.tokens_per_step / seconds
     free = free_memory(config.device)
-    samples = make_samples(split, config.mixture, window=shape.seq_len + 1, seed=config.seed, num_samples=shape.steps * shape.batch_size)
+    overlap = OBJECTIVES[fitting_objective(config)].overlap
+    samples = make_samples(split, config.mixture, window=shape.sample_tokens + overlap, seed=config.seed, num_samples=shape.steps * shape.batch_size, overlap=overlap)
     counts = samples.counts(shape.steps * shape.batch_size)
-    mixed = {"mixture": {n: {"tokens": c * shape.seq_len, "epochs": round(e, 2)} for (n, c), e in zip(counts.items(), samples.epochs(shape.steps * shape.batch_size).values(), strict=True)}} if counts else {}
+    mixed = {"mixture": {n: {"tokens": c * shape.sample_tokens, "epochs": round(e, 2)} for (n, c), e in zip(counts.items(), samples.epochs(shape.steps * shape.batch_size).values(), strict=True)}} if counts else {}
     return {
         **mixed,
         "parameters": parameters_by_group(config, shape),
@@ -148,7 +150,8 @@ def memory_bytes(config: Config, shape: Shape) -> dict[str, float]:
     if config.device == "cpu":
         block += 2 * micro_tokens * shape.seq_len * shape.num_heads * width
     kept = micro_tokens * shape.dim * width  # of a block whose activations are computed again: its input
-    activations = block + kept * (shape.num_layers - 1) if config.checkpoint_activations else block * shape.num_layers
+    layers = shape.num_layers + shape.model.num_decoder_layers
+    activations = block + kept * (layers - 1) if config.checkpoint_activations else block * layers
     chunk = min(micro_tokens * shape.vocab_size, max(LOGITS_ELEMENTS[config.device], shape.vocab_size)) * width
     parts = {
         "weights": 4.0 * shape.num_params,

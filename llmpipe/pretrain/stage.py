@@ -1,6 +1,8 @@
-"""Train a language model from scratch on token shards; the same command resumes, to the same bits.
+"""Train a language model on token shards, from scratch or from another's weights; the same command resumes, to the same bits.
 
     llmpipe pretrain --input tokens --output model --set depth=4 --set hours=0.5
+    llmpipe pretrain --input tokens --output encoder --set model.kind=bert --set depth=4 --set hours=0.5
+    llmpipe pretrain --input tokens --output further --set init=model --set tokens=1e8 --set lr=0.005
 
 Reads tokens; writes a Hugging Face directory (config.json, model.safetensors, the tokenizer), `metrics.jsonl` (one line a
 log step) and `checkpoints/` to go on from. `--dry-run` says parameters, memory, tokens, operations and time beforehand.
@@ -9,34 +11,42 @@ log step) and `checkpoints/` to go on from. `--dry-run` says parameters, memory,
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from llmpipe.config import cosmetic
-from llmpipe.training.settings import CostConfig, LossConfig, MixtureConfig, OptimizerConfig, ScheduleConfig
+from llmpipe.training.settings import CostConfig, LossConfig, MixtureConfig, NoiseConfig, OptimizerConfig, ScheduleConfig
 from llmpipe.work import Counts, Work
 
 HORIZONS = ("steps", "tokens", "tokens_per_param", "hours")
+SHAPE = ("num_layers", "dim", "num_heads", "num_kv_heads", "ffn_dim", "rope_theta", "qk_norm", "tie_embeddings")
 DEFAULT_DEPTH = 4
 DEFAULT_TOKENS_PER_PARAM = 20.0  # Hoffmann et al. 2022
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSettings:
-    kind: Literal["gpt"] = "gpt"
-    """gpt: a decoder in the shape of Qwen3, which every tool for that family runs."""
+    kind: Literal["gpt", "llama", "gpt2", "bert", "modernbert", "t5"] = "gpt"
+    """gpt: a decoder in the shape of Qwen3, which every tool for that family runs; llama, gpt2: older ones. bert, modernbert:
+    encoders, for texts that are there. t5: an encoder-decoder, from text to text. `llmpipe list models` explains."""
     num_layers: int | None = None
-    """Give num_layers and dim, or `depth`, which sets both."""
+    """Give num_layers and dim, or `depth`, which sets both. t5 has so many in its encoder and in its decoder."""
     dim: int | None = None
     num_heads: int | None = None
-    """null: heads of 64 below dim 512, of 128 from there."""
+    """null: heads of 64 below dim 512, of 128 from there; bert, modernbert and t5 of 64."""
     num_kv_heads: int | None = None
-    """Key and value heads; fewer than num_heads saves memory in generation. null: as many."""
+    """gpt, llama: key and value heads; fewer than num_heads saves memory in generation. null: as many."""
     ffn_dim: int | None = None
-    """Width of the SwiGLU; null: 8/3 of dim."""
-    rope_theta: float = 10_000.0
-    qk_norm: bool = True
-    tie_embeddings: bool = True
-    """One matrix for embedding and head: right while it is more than a quarter of the parameters."""
+    """Width of the feed-forward network; null: 4 x dim, and with a gate (all but gpt2 and bert) 8/3 of dim, which costs the same."""
+    rope_theta: float | None = None
+    """gpt, llama, modernbert: base of the rotary positions; null: 10,000 (modernbert's global blocks: 160,000)."""
+    qk_norm: bool | None = None
+    """gpt: norms on queries and keys, true unless turned off, which makes it a llama."""
+    tie_embeddings: bool | None = None
+    """One matrix for embedding and head: right while it is more than a quarter of the parameters. null: true, for t5 false."""
+    dropout: float = 0.0
+    """On embeddings and on what each block adds. Text that is read once or twice needs none."""
+    attention_dropout: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +56,12 @@ class Config:
     """One knob for the size: depth layers of width 64 x depth. null and no sizes: 4, which is 4 M parameters at 4,096 ids."""
     mixture: MixtureConfig | None = None
     """How several inputs, sources or languages share the tokens of the run; null: all as one stream, each as large as it is."""
-    objective: Literal["clm"] = "clm"
-    """clm: predict the next token."""
+    init: Path | None = None
+    """Start from the weights of this model directory, ours or one of a family that `llmpipe list models` names, instead of
+    random ones; its shape is kept. Its tokenizer must be the tokens' own."""
+    objective: Literal["clm", "mlm", "span"] | None = None
+    """clm: predict the next token (decoders). mlm: hidden tokens (encoders). span: removed spans (t5). null: what fits the model."""
+    noise: NoiseConfig = field(default_factory=NoiseConfig)
     steps: int | None = None
     """How long to train: at most one of steps, tokens, tokens_per_param, hours; none: 20 tokens per parameter."""
     tokens: int | None = None
@@ -106,6 +120,10 @@ class Config:
         sizes = [name for name in ("num_layers", "dim") if getattr(self.model, name) is not None]
         if self.depth is not None and sizes:
             raise ValueError(f"depth and model.{' and model.'.join(sizes)}: give the one or the others")
+        if self.init is not None and (self.depth is not None or any(getattr(self.model, name) is not None for name in SHAPE)):
+            raise ValueError("init brings its own shape: leave out depth and model's sizes")
+        if self.init is not None and self.model.kind != "gpt":
+            raise ValueError(f"init brings its own kind of model: leave out model.kind {self.model.kind}")
         if len(sizes) == 1:
             raise ValueError(f"model.{sizes[0]} needs model.{'dim' if sizes[0] == 'num_layers' else 'num_layers'} beside it; or give depth alone")
         for name in ("depth", *HORIZONS, "lr", "batch_tokens", "seq_len", "log_every", "eval_tokens"):
@@ -113,14 +131,18 @@ class Config:
                 raise ValueError(f"{name} {getattr(self, name)} is not above 0")
         if self.micro_batch != "auto" and self.micro_batch < 0:
             raise ValueError(f"micro_batch {self.micro_batch} is below 0")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= getattr(self.model, name) < 1:
+                raise ValueError(f"model.{name} {getattr(self.model, name)} is not in [0, 1)")
         for name in ("num_layers", "dim", "num_heads", "num_kv_heads", "ffn_dim"):
             if getattr(self.model, name) is not None and getattr(self.model, name) < 1:
                 raise ValueError(f"model.{name} {getattr(self.model, name)} is below 1")
 
 
 def resolve(config: Config) -> Config:
-    """Fill in the device, dtype and threads of this machine: they change results, so they are part of the recipe."""
+    """Fill in the device, dtype and threads of this machine: they change results, so they are part of the recipe. So is the objective."""
     from llmpipe.models.device import bf16_is_fast, choose_device
+    from llmpipe.pretrain.shape import fitting_objective
     from llmpipe.training.compute import can_compile, check_fp8, physical_cores
     from llmpipe.training.metrics import check_trackers
 
@@ -132,7 +154,7 @@ def resolve(config: Config) -> Config:
     compiled = (config.compile if config.compile is not None else device == "cuda") and can_compile()
     # On a GPU threads change nothing, and torchrun sets OMP_NUM_THREADS: a run that moves to more GPUs must not look like another.
     threads = config.threads or (1 if device == "cuda" else physical_cores())
-    return replace(config, device=device, dtype=dtype, threads=threads, compile=compiled)  # type: ignore[arg-type]
+    return replace(config, device=device, dtype=dtype, threads=threads, compile=compiled, objective=fitting_objective(config))  # type: ignore[arg-type]
 
 
 def run(config: Config, work: Work) -> Counts:

@@ -2,6 +2,7 @@
 
     tokenizer = load_tokenizer(directory)         # a tokenizers.Tokenizer
     roles = token_roles(directory)                # roles.mask, roles.cls, roles.sep, roles.pad, roles.sentinels: ids, or None
+    roles.need("mask", "cls", why="...")          # or an error that names what is missing
     special_ids(directory)                        # {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
     gguf_pre(directory)                           # "qwen2": llama.cpp's name for the way the tokenizer splits text, or None
 
@@ -31,11 +32,18 @@ LLAMA3_SPLIT = QWEN2_SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 GGUF_SPLITS = {QWEN2_SPLIT: "qwen2", LLAMA3_SPLIT: "llama-bpe"}
 """What llama.cpp calls the patterns that it knows (`tokenizer.ggml.pre`), of those met here."""
 
+SPELLINGS = {"mask": ("<|mask|>", "[MASK]", "<mask>"), "cls": ("<|cls|>", "[CLS]", "<s>"), "sep": ("<|sep|>", "[SEP]", "</s>")}
+"""What is tried where a directory names no such token: old ones of BERT leave that to a class in `transformers`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roles:
     """Ids of a tokenizer's special tokens by what they are for; None: it has no such token."""
 
+    path: Path
+    """The directory."""
+    vocab_size: int
+    """With added tokens."""
     bos: int | None
     """Without a begin token of its own a model takes the end token for it: in the token stream that is what stands before a document."""
     eos: int | None
@@ -50,6 +58,11 @@ class Roles:
     """`<extra_id_0>`, `<extra_id_1>`, …: what stands for the first removed span, the second, …"""
     all: frozenset[int]
     """Every special id: what a masked or random token must not be."""
+
+    def need(self, *names: str, why: str) -> None:
+        """Raise `InputError` if the tokenizer lacks one of these tokens."""
+        if missing := [name for name in names if getattr(self, name) in (None, ())]:
+            raise InputError(f"{self.path}: the tokenizer has no token for {', '.join(missing)}, and {why}", hint="llmpipe tokenizer reserves them; or name them in tokenizer_config.json")
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
@@ -78,19 +91,19 @@ def tokenizer_settings(directory: Path) -> dict[str, Any]:
 
 
 def token_roles(directory: Path) -> Roles:
-    """Find a tokenizer's special tokens: by role as its settings name them, those of turns and spans by their text."""
+    """Find a tokenizer's special tokens: by role as its settings name them, those of turns and spans by their text, as are mask, cls and sep that no setting names."""
     tokenizer, settings = load_tokenizer(directory), tokenizer_settings(directory)
     added = tokenizer.get_added_tokens_decoder()
     ids: dict[str, int | None] = {"turn_start": tokenizer.token_to_id(TURN_START), "turn_end": tokenizer.token_to_id(TURN_END)}
     for role in ("bos", "eos", "pad", "unk", "mask", "cls", "sep"):
         token = settings.get(f"{role}_token")
         token = token.get("content") if isinstance(token, dict) else token
-        ids[role] = tokenizer.token_to_id(token) if token is not None else None
+        ids[role] = next((n for t in (SPELLINGS.get(role, ()) if token is None else (token,)) if (n := tokenizer.token_to_id(t)) is not None), None)
     if ids["bos"] is None:
         ids["bos"] = ids["eos"]
     numbered = {int(match[1]): number for number, token in added.items() if (match := re.fullmatch(r"<extra_id_(\d+)>", token.content))}
     special = {number for number, token in added.items() if token.special} | {i for i in ids.values() if i is not None}
-    return Roles(**ids, sentinels=tuple(numbered[n] for n in sorted(numbered)), all=frozenset(special))
+    return Roles(**ids, path=directory, vocab_size=tokenizer.get_vocab_size(with_added_tokens=True), sentinels=tuple(numbered[n] for n in sorted(numbered)), all=frozenset(special))
 
 
 def special_ids(directory: Path) -> dict[str, int]:

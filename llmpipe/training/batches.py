@@ -32,32 +32,33 @@ def step_samples(*, step: int, batch_size: int, rank: int = 0, world_size: int =
     return range(start, start + share)
 
 
-def make_samples(split: TokenSplit, mixture: MixtureConfig | None, *, window: int, seed: int, num_samples: int) -> Samples | MixedSamples:
+def make_samples(split: TokenSplit, mixture: MixtureConfig | None, *, window: int, seed: int, num_samples: int, overlap: int = 1) -> Samples | MixedSamples:
     """Take the split as one stream, or mix its sources; `num_samples`, the run's length, is what caps on epochs are measured against.
 
     Sources of fewer than two windows cannot be sampled: an error where they have a weight, else they are left out.
     """
     if mixture is None:
-        return Samples(split, window=window, seed=seed)
+        return Samples(split, window=window, seed=seed, overlap=overlap)
     parts = split.by(mixture.by)
     short = [name for name, part in parts.items() if len(part) < 2 * window and not mixture.weights.get(name)]
     if kept := {name: part for name, part in parts.items() if name not in short}:
         if unsaid := [name for name in short if name not in mixture.weights]:
             log.warning("mixture: left out, since they have fewer than two windows of %d tokens: %s", window, ", ".join(unsaid))
         parts = kept
-    sources = {name: Samples(part, window=window, seed=seed, name=name) for name, part in parts.items()}
+    sources = {name: Samples(part, window=window, seed=seed, overlap=overlap, name=name) for name, part in parts.items()}
     sizes = {name: s.per_epoch * s.stride for name, s in sources.items()}
     settings = mixture if not mixture.weights else MixtureConfig(by=mixture.by, weights={n: w for n, w in mixture.weights.items() if n not in short}, max_epochs=mixture.max_epochs)
-    quotas = mixture_quotas(sizes, settings, num_tokens=num_samples * (window - 1))
+    quotas = mixture_quotas(sizes, settings, num_tokens=num_samples * (window - overlap))
     return MixedSamples(sources, quotas, seed=seed)
 
 
 class Samples:
     """Windows of a split in a shuffled order without end."""
 
-    def __init__(self, split: TokenSplit, *, window: int, seed: int, name: str = "") -> None:
+    def __init__(self, split: TokenSplit, *, window: int, seed: int, overlap: int = 1, name: str = "") -> None:
+        """Neighbouring windows share `overlap` tokens: 1 where the last target of one is the first input of the next."""
         self.split, self.window, self.seed, self.name = split, window, seed, name
-        self.stride = window - 1  # neighbours share a token: the last target of one is the first input of the next
+        self.stride = window - overlap
         self.per_epoch = (len(split) - window) // self.stride  # one window's worth is left for the epoch's offset
         if self.per_epoch < 1:
             where = f"{split.path}: {name}: " if name else f"{split.path}: "
@@ -73,7 +74,7 @@ class Samples:
         out = np.empty_like(places)
         for epoch in np.unique(epochs).tolist():
             keys, mine = _keys(self.seed, epoch, self.name), epochs == epoch
-            out[mine] = keys[ROUNDS] % (self.stride + 1) + self.stride * permute(places[mine], self.per_epoch, keys)
+            out[mine] = keys[ROUNDS] % self.window + self.stride * permute(places[mine], self.per_epoch, keys)
         return out
 
     def windows(self, numbers: Sequence[int] | np.ndarray) -> np.ndarray:

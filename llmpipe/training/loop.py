@@ -31,7 +31,7 @@ from llmpipe.training import checkpoint
 from llmpipe.training.batches import MixedSamples, Samples, step_samples
 from llmpipe.training.compute import autocast, is_out_of_memory
 from llmpipe.training.metrics import Metrics, Sink
-from llmpipe.training.objectives import Batch, CausalLM
+from llmpipe.training.objectives import Batch, Objective
 from llmpipe.training.optim import add_penalties, flat_tensors, matrices_of, set_lr
 from llmpipe.training.parallel import World, is_lost_peer, local, sync_gradients, whole
 
@@ -50,7 +50,7 @@ class Run:
     model: nn.Module
     optimizers: list[torch.optim.Optimizer]
     samples: Samples | MixedSamples
-    objective: CausalLM
+    objective: Objective
     steps: int
     batch_size: int
     """Sequences a step, over all processes."""
@@ -165,7 +165,7 @@ def step(run: Run, state: State) -> None:
     """Take one optimizer step; leave weights and moments alone if its loss or gradient is not finite."""
     numbers = step_samples(step=state.batch, batch_size=run.batch_size, rank=run.world.rank, world_size=run.world.size)
     parts = [numbers[i : i + run.micro_batch] for i in range(0, len(numbers), run.micro_batch)]
-    batches = [run.objective.batch(run.samples.windows(part)) for part in parts]
+    batches = [run.objective.batch(run.samples.windows(part), part) for part in parts]
     # One divisor for all micro-batches of all processes: a mean of means weighs short ones too much.
     count = run.world.sum([float(sum(b.count for b in batches))])[0]
     run.model.train()

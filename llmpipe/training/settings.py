@@ -9,7 +9,7 @@ from typing import Literal
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimizerConfig:
     embed_lr: float | None = None
-    """With muon: AdamW's rate for embeddings, head and norms; null: by model size, as for adamw."""
+    """With muon: AdamW's rate for embeddings, head and norms; null: by model size, as for adamw, and at most 2e-3 for bert."""
     weight_decay: float = 0.1
     """On matrices; embeddings and norms have none."""
     beta1: float = 0.9
@@ -45,6 +45,22 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.warmup <= 1 or not 0 <= self.decay <= 1 or (self.kind == "wsd" and self.warmup + self.decay > 1):
             raise ValueError(f"warmup {self.warmup} and decay {self.decay} are shares of the run, and together at most 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoiseConfig:
+    """How much of a text the objectives mlm and span hide."""
+
+    rate: float | None = None
+    """Share of the tokens; null: 0.3 for mlm (evaluations always hide 0.15), 0.15 for span."""
+    mean_span: float = 3.0
+    """span: tokens of a removed span, on average."""
+
+    def __post_init__(self) -> None:
+        if self.rate is not None and not 0 < self.rate < 1:
+            raise ValueError(f"rate {self.rate} is not between 0 and 1")
+        if self.mean_span < 1:
+            raise ValueError(f"mean_span {self.mean_span} is below 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from llmpipe.models.rms_norm import RMSNorm
+from llmpipe.models.norms import RMSNorm
 from llmpipe.models.transformer import IGNORE, KVCache, ModelConfig, Transformer
 
 

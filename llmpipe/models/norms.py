@@ -1,9 +1,10 @@
-"""RMS normalisation (Zhang and Sennrich 2019) in the dtype of its input, quick in both directions on a CPU.
+"""Layer norm and RMS norm (Zhang and Sennrich 2019) in the dtype of their input, quick in both directions on a CPU.
 
     norm = RMSNorm(256, eps=1e-6); y = norm(x)        # x * weight / sqrt(mean(x²) + eps) over the last dimension
+    norm = make_norm(config)                          # the one that a model's config asks for
 
-On a GPU it is torch's fused kernel. On a CPU torch runs its backward pass op by op, at twice the cost of the one here,
-which is a tenth of a training step at width 256.
+On a GPU RMS norm is torch's fused kernel. On a CPU torch runs its backward pass op by op, at twice the cost of the one
+here, which is a tenth of a training step at width 256.
 """
 
 from __future__ import annotations
@@ -11,6 +12,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from llmpipe.models.config import ModelConfig
+
+
+def make_norm(config: ModelConfig, *, width: int = 0) -> nn.Module:
+    """Make a norm over `width` features, by default the model's."""
+    if config.norm == "rms":
+        return RMSNorm(width or config.dim, eps=config.norm_eps)
+    return LayerNorm(width or config.dim, eps=config.norm_eps, bias=config.bias)
+
+
+class LayerNorm(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        return F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), bias, self.eps).to(x.dtype)  # autocast on a GPU answers in fp32
 
 
 class RMSNorm(nn.RMSNorm):
