@@ -201,7 +201,7 @@ def _pools(guard: Guard, current: _Current) -> dict[str, type[HTTPConnectionPool
 class _Adapter(HTTPAdapter):
     """requests' transport with our connections and one TLS context for all (loading the CA list anew costs 20 ms)."""
 
-    def __init__(self, pools: dict[str, type[HTTPConnectionPool]], context: ssl.SSLContext) -> None:
+    def __init__(self, pools: dict[str, type[HTTPConnectionPool]], context: ssl.SSLContext | None) -> None:
         self._pools, self._context = pools, context
         super().__init__(pool_connections=4, pool_maxsize=1, max_retries=0)
 
@@ -266,7 +266,7 @@ class Fetcher:
         with self._lock:
             idle = self._idle.get(host)
             # under the lock: all threads begin at once, and each would load the CA list
-            adapter = idle.pop() if idle else _Adapter(self._pools, tls_context())
+            adapter = idle.pop() if idle else _Adapter(self._pools, tls_context() if url.startswith("https:") else None)
         me = threading.get_ident()
         handles: list[socket.socket] = []
 
