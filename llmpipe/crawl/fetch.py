@@ -10,31 +10,27 @@ URL of each request alone. Reads the network, writes nothing.
 
 from __future__ import annotations
 
-import http.client
 import re
 import socket
 import ssl
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cache
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from llmpipe.crawl import inflate
 from llmpipe.crawl.access import Access
+from llmpipe.crawl.connections import CONNECT_TIMEOUT_S, Adapter, Current, guarded_pools, tls_context
 from llmpipe.crawl.guard import Guard, Refused
 from llmpipe.crawl.robots import MAX_BYTES as MAX_ROBOTS_BYTES
 from llmpipe.crawl.sitemap import Sitemap
@@ -49,13 +45,10 @@ POLICY_TIMEOUT_S = 10.0
 MAX_HOPS = 5
 MAX_IDLE_HOSTS = 256
 CHUNK_BYTES = 1 << 16
-CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 20.0
 MAX_RETRY_AFTER_S = 86_400.0
 MAX_HEADER_BYTES = 256 << 10
 """Of all headers of a response; http.client stops at 100 of them, and at lines of 64 KiB."""
-MAX_INTERIM = 20
-"""Responses of status 1xx (103 Early Hints) passed over before the one that counts."""
 MAX_VALUE_CHARS = 500
 
 TRANSIENT = frozenset({408, 421, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524})
@@ -112,120 +105,6 @@ class Fetched:
         return next((v for k, v in self.headers if k.lower() == name), None)
 
 
-# --- connections that go only where the guard lets them -----------------------------------------------------------
-
-
-class _Current(threading.local):
-    started: Callable[[socket.socket], None] | None = None
-    """Told of the socket that this thread's fetch waits on, from the moment it is connected."""
-
-
-class _Lines:
-    """Hands out the lines of a head and keeps the last."""
-
-    def __init__(self, file: Any) -> None:
-        self._file, self.last = file, b""
-
-    def readline(self, limit: int) -> bytes:
-        self.last = self._file.readline(limit)
-        return self.last
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class _Response(http.client.HTTPResponse):
-    """http.client's, which takes 103 for the answer, a head that is cut off for a whole one, and -5 for the size of a chunk."""
-
-    def begin(self) -> None:
-        file = self.fp
-        self.fp = lines = _Lines(file)
-        super().begin()
-        self.fp = file
-        if lines.last not in (b"\r\n", b"\n"):
-            raise http.client.IncompleteRead(b"")
-
-    def _read_status(self) -> tuple[str, int, str]:
-        for _ in range(MAX_INTERIM):
-            version, status, reason = super()._read_status()
-            if not 100 <= status < 200 or status == 101:
-                return version, status, reason
-            for _ in range(MAX_INTERIM * 5):
-                if self.fp.readline(1 << 16) in (b"\r\n", b"\n", b""):
-                    break
-        raise http.client.BadStatusLine("one interim response after the other")
-
-    def _get_chunk_left(self) -> int | None:
-        left = super()._get_chunk_left()
-        if left is not None and left < 0:
-            raise http.client.IncompleteRead(b"")
-        return left
-
-
-def _pools(guard: Guard, current: _Current) -> dict[str, type[HTTPConnectionPool]]:
-    def open_socket(self: HTTPConnection) -> socket.socket:
-        timeout = self.timeout if isinstance(self.timeout, int | float) else CONNECT_TIMEOUT_S
-        if self.proxy is None:
-            sock = guard.connect(self.host, self.port, timeout=timeout)
-        else:  # named by the user, so it may be anywhere; the host behind it was checked before
-            try:
-                sock = socket.create_connection((self.host, self.port), timeout)
-            except OSError as error:
-                raise Refused("proxy", f"cannot be reached ({error.strerror or error})", retry=True) from None
-        if current.started is not None:
-            current.started(sock)
-        return sock
-
-    def send_request(self: HTTPConnection, *args: Any, **kwargs: Any) -> None:
-        if self.sock is None:
-            self.connect()
-        if current.started is not None:
-            current.started(self.sock)
-        HTTPConnection.request(self, *args, **kwargs)
-
-    class Http(HTTPConnection):
-        _new_conn, request, response_class = open_socket, send_request, _Response
-
-    class Https(HTTPSConnection):
-        _new_conn, request, response_class = open_socket, send_request, _Response
-
-    class HttpPool(HTTPConnectionPool):
-        ConnectionCls = Http
-
-    class HttpsPool(HTTPSConnectionPool):
-        ConnectionCls = Https
-
-    return {"http": HttpPool, "https": HttpsPool}
-
-
-class _Adapter(HTTPAdapter):
-    """requests' transport with our connections and one TLS context for all (loading the CA list anew costs 20 ms)."""
-
-    def __init__(self, pools: dict[str, type[HTTPConnectionPool]], context: ssl.SSLContext | None) -> None:
-        self._pools, self._context = pools, context
-        super().__init__(pool_connections=4, pool_maxsize=1, max_retries=0)
-
-    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **kwargs: Any) -> None:
-        super().init_poolmanager(connections, maxsize, block=block, ssl_context=self._context, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = self._pools
-
-    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
-        manager = super().proxy_manager_for(proxy, ssl_context=self._context, **kwargs)
-        manager.pool_classes_by_scheme = self._pools
-        return manager
-
-    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
-        conn.cert_reqs = "CERT_REQUIRED"  # by the context, which holds the CA list; never off
-
-
-@cache
-def tls_context() -> ssl.SSLContext:
-    """The system's and certifi's authorities; SSL_CERT_FILE and SSL_CERT_DIR name others."""
-    context = ssl.create_default_context()
-    context.load_verify_locations(requests.certs.where())
-    return context
-
-
 # --- fetching -------------------------------------------------------------------------------------------------------
 
 
@@ -233,9 +112,9 @@ class Fetcher:
     def __init__(self, guard: Guard, *, user_agent: str, max_bytes: int, timeout_s: float, access: Access | None = None) -> None:
         self.guard, self.user_agent, self.max_bytes, self.timeout_s = guard, user_agent, max_bytes, timeout_s
         self.access = access or Access()
-        self._current = _Current()
-        self._pools = _pools(guard, self._current)
-        self._idle: OrderedDict[str, list[_Adapter]] = OrderedDict()
+        self._current = Current()
+        self._pools = guarded_pools(guard, self._current)
+        self._idle: OrderedDict[str, list[Adapter]] = OrderedDict()
         self._lock = threading.Lock()
         self._running: dict[int, tuple[float, socket.socket | None]] = {}
         self._accept = "gzip, deflate"
@@ -266,7 +145,7 @@ class Fetcher:
         with self._lock:
             idle = self._idle.get(host)
             # under the lock: all threads begin at once, and each would load the CA list
-            adapter = idle.pop() if idle else _Adapter(self._pools, tls_context() if url.startswith("https:") else None)
+            adapter = idle.pop() if idle else Adapter(self._pools, tls_context() if url.startswith("https:") else None)
         me = threading.get_ident()
         handles: list[socket.socket] = []
 
@@ -292,7 +171,7 @@ class Fetcher:
             adapter.close()
         return fetched
 
-    def _request(self, adapter: _Adapter, url: str, target: Target, deadline: float) -> Fetched:
+    def _request(self, adapter: Adapter, url: str, target: Target, deadline: float) -> Fetched:
         fetched = Fetched(url=url, kind=target.kind)
         left = max(deadline - time.monotonic(), 0.05)
         response, proxies = None, None

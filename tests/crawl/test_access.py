@@ -15,7 +15,8 @@ import pytest
 from urllib3 import HTTPHeaderDict
 
 from llmpipe.crawl.access import Access, HostAccess, check_key
-from llmpipe.crawl.fetch import Fetched, Fetcher, Target, tls_context
+from llmpipe.crawl.connections import tls_context
+from llmpipe.crawl.fetch import Fetched, Fetcher, Target
 from llmpipe.crawl.guard import Guard
 from llmpipe.crawl.warc import read_warc
 from llmpipe.errors import UsageError

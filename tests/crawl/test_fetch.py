@@ -21,7 +21,8 @@ from pathlib import Path
 import pytest
 
 from llmpipe.crawl import sitemap
-from llmpipe.crawl.fetch import Fetched, Fetcher, Target, parse_retry_after, tls_context
+from llmpipe.crawl.connections import tls_context
+from llmpipe.crawl.fetch import Fetched, Fetcher, Target, parse_retry_after
 from llmpipe.crawl.guard import Guard, is_public
 from tests.crawl.server import answer, page, redirect, serve
 

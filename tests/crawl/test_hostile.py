@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llmpipe.crawl.fetch import Fetched, Fetcher, Target, tls_context
+from llmpipe.crawl.connections import tls_context
+from llmpipe.crawl.fetch import Fetched, Fetcher, Target
 from llmpipe.crawl.guard import Guard
 from llmpipe.crawl.inflate import codings
 from llmpipe.crawl.stage import Config
